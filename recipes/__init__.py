@@ -1,0 +1,1 @@
+"""What is learnt: one task a file, with its models, data and metrics."""

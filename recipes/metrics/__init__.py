@@ -1,0 +1,1 @@
+"""Exact metrics: sums that add over batches and ranks."""

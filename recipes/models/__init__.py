@@ -1,0 +1,1 @@
+"""One model (or library of models) a file: `Config` and `build(config, info)`."""

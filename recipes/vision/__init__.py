@@ -1,0 +1,1 @@
+"""What the data sets, models and tasks of pictures share."""

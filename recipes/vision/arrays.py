@@ -1,0 +1,131 @@
+"""Data sets of grey pictures that fit in memory: batches by indexing, transforms only where asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from recipes.vision.augment import Entry, Pipeline
+from recipes.vision.decode import UnreadableImage
+from recipes.vision.images import ImageInfo, ImageSplits, per_channel
+from trainer.errors import UserError
+from trainer.task import Batch, sample_seed
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+class ArrayDataset:
+    """One split, as arrays."""
+
+    def __init__(
+        self,
+        images: Pixels,
+        labels: Labels,
+        *,
+        channels: int,
+        image_size: int | None,
+        pipeline: Pipeline | None,
+        seed: int,
+    ) -> None:
+        """`images` is [N, height, width] and grey; `image_size` scales what the pipeline gives."""
+        self.images = images
+        self.labels = labels
+        self._channels = channels
+        self._image_size = image_size
+        self._pipeline = pipeline
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        index = np.asarray(indices, dtype=np.int64)
+        pixels = self.images[index][..., None]
+        if self._channels > 1:
+            pixels = np.repeat(pixels, self._channels, axis=3)
+        if self._pipeline is not None and len(index):
+            pixels = self._transform(self._pipeline, pixels, index, epoch)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        if self._image_size is not None and len(index) and images.shape[2:] != (self._image_size, self._image_size):
+            images = F.interpolate(images, (self._image_size, self._image_size), mode="bilinear", antialias=True)
+        return {
+            "image": images,
+            "label": torch.from_numpy(self.labels[index]),
+            "index": torch.from_numpy(index),
+            "bad": [],
+        }
+
+    def _transform(self, pipeline: Pipeline, pixels: Pixels, index: Labels, epoch: int) -> Pixels:
+        try:
+            results = [
+                pipeline(picture, sample_seed(self._seed, epoch, int(number)))
+                for picture, number in zip(pixels, index, strict=True)
+            ]
+        except UnreadableImage as error:  # all pictures here are alike and readable: the transforms are at fault
+            raise UserError(str(error)) from error
+        shapes = sorted({result.shape for result in results})
+        if len(shapes) > 1:
+            raise UserError(
+                f"data.augment, data.transform: give pictures of different sizes ({shapes[0]}, {shapes[1]}); "
+                f"end with a crop or Resize of one size"
+            )
+        return np.stack(results)
+
+
+def build_splits(
+    splits: Mapping[str, tuple[Pixels, Labels]],
+    class_names: Sequence[str],
+    *,
+    augment: Sequence[Entry],
+    transform: Sequence[Entry],
+    image_size: int | None,
+    channels: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+) -> ImageSplits:
+    """A data set from the arrays of its splits; `augment` is for `train`, `transform` for the others."""
+    pipelines = {
+        "augment": Pipeline(augment, "data.augment") if augment else None,
+        "transform": Pipeline(transform, "data.transform") if transform else None,
+    }
+    datasets = {
+        name: ArrayDataset(
+            images,
+            labels,
+            channels=channels,
+            image_size=image_size,
+            pipeline=pipelines["augment" if name == "train" else "transform"],
+            seed=seed,
+        )
+        for name, (images, labels) in splits.items()
+    }
+    evaluated = datasets.get("val") or datasets["train"]
+    # One picture of each kind goes through its pipeline now, so that a bad one ends here and not in a data worker.
+    datasets["train"].batch([0], 0)
+    height, width = evaluated.batch([0], 0)["image"].shape[2:]
+    info = ImageInfo(
+        class_names=tuple(class_names),
+        class_counts=tuple(np.bincount(splits["train"][1], minlength=len(class_names)).tolist()),
+        channels=channels,
+        height=height,
+        width=width,
+        mean=per_channel(mean, channels, "data.mean"),
+        std=per_channel(std, channels, "data.std"),
+    )
+    return ImageSplits(info, _fingerprint(splits), datasets)
+
+
+def _fingerprint(splits: Mapping[str, tuple[Pixels, Labels]]) -> str:
+    digest = hashlib.sha256()
+    for name, arrays in sorted(splits.items()):
+        for array in arrays:
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

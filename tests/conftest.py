@@ -1,0 +1,47 @@
+"""Fixtures shared by all tests: real processes, started as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "fixtures"))  # user code that configs reach by dotted names
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from harness import FIXTURES, environment, free_port  # noqa: E402  # found through the path above
+
+
+@pytest.fixture
+def trainer() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`trainer(*args, cwd=..., processes=1)`: the command line in processes of its own."""
+
+    def run(*args: str, cwd: Path, processes: int = 1, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+        command = [sys.executable, *launcher, "-m", "trainer", *args]
+        return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout)
+
+    return run
+
+
+@pytest.fixture
+def run_cases(tmp_path: Path) -> Callable[[int, Sequence[Sequence[str]]], list[int]]:
+    """`run_cases(processes, cases)`: several trainings under one torchrun; returns the exit codes of rank 0."""
+
+    def run(processes: int, cases: Sequence[Sequence[str]]) -> list[int]:
+        (tmp_path / "cases.json").write_text(json.dumps([{"args": c, "port": free_port()} for c in cases]))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command += [str(FIXTURES / "run_cases.py"), str(tmp_path / "cases.json"), str(tmp_path / "codes")]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+        (tmp_path / "stderr").write_text(done.stderr)
+        assert done.returncode == 0, done.stderr[-6000:]
+        codes: list[int] = json.loads((tmp_path / "codes.0").read_text())
+        return codes
+
+    return run

@@ -1,0 +1,18 @@
+"""`python -m trainer`. Must parse on every Python 3, so that an old or too new one gets a clear line."""
+
+import sys
+
+
+def main() -> int:
+    """Check the version of Python, then run the command line."""
+    if not (3, 11) <= sys.version_info[:2] < (3, 15):
+        found = ".".join(str(part) for part in sys.version_info[:3])
+        sys.stderr.write("trainer: error: needs Python 3.11 to 3.14, this is " + found + ": " + sys.executable + "\n")
+        return 2
+    from trainer.cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Train what a YAML file describes; go on with an earlier run by --resume."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from trainer import cli, world
+from trainer.errors import EXIT_DONE, UserError
+from trainer.progress import summary_table
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
+    from trainer.fit import Result
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    cli.add_config_arguments(parser, required=False)
+    parser.add_argument("--resume", metavar="RUN", help="run directory or run id to go on with")
+
+
+def run(args: argparse.Namespace) -> int:
+    from trainer.load import load
+    from trainer.resume import resumed_config
+    from trainer.run import Run
+
+    place = world.from_environment()
+    resume = Run.open(args.resume) if args.resume else None
+    if resume is not None:
+        config = resumed_config(resume, args.config, args.overrides)
+        if resume.status == "finished" and not args.overrides:
+            raise UserError(f"{resume.path} is finished; to train longer, raise train.max_epochs, e.g. train.max_epochs=20")
+    elif args.config:
+        config = load(args.config, args.overrides)
+    else:
+        raise UserError("nothing to train: pass --config FILE (e.g. --config quickstart.yaml) or --resume RUN")
+
+    def say(text: str) -> None:
+        if place.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    say(f"{config.name}: {config.recipe.name}, model {config.model.name}, data {config.data.name}, {place.size} process(es)")
+    from trainer.fit import fit
+
+    result = fit(config, resume, place, say)
+    if result is not None:
+        _show(config, result, args.json)
+    return EXIT_DONE
+
+
+def _show(config: RunConfig, result: Result, as_json: bool) -> None:
+    from trainer.tracking import mlflow_command, tracking_uri
+
+    command = mlflow_command(tracking_uri(config.tracking, config.runs_dir)) if config.tracking.enabled else None
+    if result.warning:
+        print(f"trainer: warning: {result.warning}", file=sys.stderr)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "run": str(result.run),
+                    "status": "finished",
+                    "steps": result.steps,
+                    "metrics": result.metrics,
+                    "samples_per_second": result.samples_per_second,
+                    "data_wait": result.data_wait,
+                    "mlflow": command,
+                }
+            )
+        )
+        return
+    rows = [(name, f"{value:.4f}") for name, value in result.metrics.items() if not name.endswith("/loss")]
+    rows += [
+        ("samples/s", f"{result.samples_per_second:,.0f}"),
+        ("waiting for data", f"{result.data_wait:.1%}"),
+        ("run directory", str(result.run)),
+    ]
+    if command:
+        rows.append(("MLflow", command))
+    rows.append(("next", f"trainer evaluate {result.run} --split test"))
+    rows.append(("", f"trainer fit --resume {result.run} train.max_epochs=N"))
+    summary_table(rows, config.name)

@@ -1,0 +1,141 @@
+"""The schema of a run: frozen sections, a docstring under each field (its help), no torch.
+
+Sections that name a component (`model`, `data`, ...) own only the fields that every component of the
+kind shares; the rest stands in the component's own `Config`, in its own file. Field types are built-in
+types, `Literal` and `Annotated[type, "> 0"]`, whose strings are bounds (`>`, `>=`, `<`, `<=`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from trainer.component import Component
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The part of `data` that is the same for every data set."""
+
+    batch_size: Annotated[int, ">= 1"] = 32
+    """Samples per device and micro-batch; the global batch is this × processes × `train.accumulate`."""
+    workers: Annotated[int, ">= 0"] = 0
+    """Processes per rank that load and augment; 0 loads in the training process."""
+    prefetch: Annotated[int, ">= 1"] = 4
+    """Batches that each worker keeps ready."""
+    drop_last: bool = False
+    """Leave out the last, smaller global batch of an epoch."""
+    max_bad_samples: Annotated[int, ">= 0"] = 0
+    """Unreadable samples that are skipped (and listed in `bad_samples.jsonl`) before the run ends with an error."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long and how exactly to train."""
+
+    max_epochs: Annotated[int, ">= 1"] | None = None
+    """Passes over the training data; this or `max_steps` (or both: whichever ends first)."""
+    max_steps: Annotated[int, ">= 1"] | None = None
+    """Optimizer steps."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; `auto` takes the accelerator where there is one."""
+    precision: Literal["32", "bf16-mixed", "16-mixed", "bf16"] = "32"
+    """`*-mixed` computes in half precision with weights in fp32 (`16-mixed` scales the loss); `bf16` keeps the weights in bf16."""
+    accumulate: Annotated[int, ">= 1"] = 1
+    """Micro-batches per optimizer step; gradients are exchanged on the last one only."""
+    clip_norm: Annotated[float, "> 0"] | None = None
+    """Largest L2 norm of all gradients together."""
+    activation_checkpointing: str = "none"
+    """`none`, `full` (each block), or a regular expression of module names, e.g. `layer[34]\\.\\d+`."""
+    compile: bool = False
+    """Compile the model's blocks with torch.compile."""
+    ema_decay: Annotated[float, "> 0", "< 1"] | None = None
+    """Keep an exponential moving average of the weights; evaluation uses it."""
+    deterministic: bool = True
+    """Use deterministic kernels, so that a resumed run has the same bits; off may be faster on an accelerator."""
+    log_every: Annotated[int, ">= 1"] = 10
+    """Steps between two entries of `metrics.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """When to evaluate, on which batches."""
+
+    every_epochs: Annotated[int, ">= 1"] | None = 1
+    """Evaluate on the `val` split after this many epochs."""
+    every_steps: Annotated[int, ">= 1"] | None = None
+    """Evaluate on the `val` split after this many optimizer steps."""
+    batch_size: Annotated[int, ">= 1"] | None = None
+    """Samples per device; the training batch size where not given."""
+    test: bool = True
+    """Evaluate once on the `test` split (where the data has one) when training is done, with the best weights where `checkpoint.monitor` is set."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When to save, what to keep."""
+
+    every_steps: Annotated[int, ">= 1"] | None = None
+    """Save after this many optimizer steps."""
+    every_minutes: Annotated[float, "> 0"] | None = 10.0
+    """Save after this many minutes."""
+    every_epochs: Annotated[int, ">= 1"] | None = None
+    """Save after this many epochs."""
+    keep: Annotated[int, ">= 1"] = 3
+    """Newest checkpoints to keep, beside the best one."""
+    monitor: str | None = None
+    """Metric that picks the best, e.g. `val/accuracy`; each new best is saved."""
+    mode: Literal["max", "min"] = "max"
+    """Whether a larger or a smaller `monitor` is better."""
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """MLflow; `metrics.jsonl` in the run directory is written in any case."""
+
+    enabled: bool = True
+    """Mirror the run to MLflow."""
+    uri: str | None = None
+    """MLflow server (`https://...`) or database (`sqlite:///...`); a SQLite file beside the runs where not given."""
+    experiment: str | None = None
+    """MLflow experiment; the run's `name` where not given."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Tags of the MLflow run."""
+    system_metrics: bool = True
+    """Record CPU, memory and GPU use every ten seconds."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. Only commands and the engine's assembly see it; components get their own section."""
+
+    name: str
+    """Name of the experiment; runs are written to `<runs_dir>/<name>/<run_id>/`. Letters, digits, `.`, `_`, `-`."""
+    recipe: Component
+    """What is learnt: a file of `recipes/`."""
+    model: Component
+    """The network: a file of `recipes/models/`."""
+    data: Component
+    """The data set: a file of `recipes/data/`."""
+    loading: Loading
+    """The common part of the section `data` (in the YAML it stands there)."""
+    optimizer: Component
+    """A file of `trainer/optimizers/`."""
+    schedule: Component
+    """How the learning rate moves: a file of `trainer/schedules/`."""
+    strategy: Component
+    """How processes share the work: a file of `trainer/strategies/`."""
+    train: Train = field(default_factory=Train)
+    """How long and how exactly to train."""
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    """When to evaluate."""
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    """When to save, what to keep."""
+    tracking: Tracking = field(default_factory=Tracking)
+    """MLflow."""
+    seed: Annotated[int, ">= 0"] = 0
+    """Seed of weights, order of the data, augmentation and dropout."""
+    runs_dir: str = "runs"
+    """Folder of all runs."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto` goes on with the newest unfinished run of this same config, or starts one where there is none."""

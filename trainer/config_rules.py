@@ -1,0 +1,64 @@
+"""Rules between the fields of a config, each one line of reason away from its check."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from trainer.config import RunConfig
+from trainer.errors import Problem
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def cross_check(config: RunConfig) -> list[Problem]:
+    """Everything wrong with a config whose fields are each right on their own; problems carry a key, no place."""
+    return list(_problems(config))
+
+
+def _problems(config: RunConfig) -> Iterator[Problem]:
+    train, evaluate, checkpoint = config.train, config.evaluate, config.checkpoint
+    if not NAME.fullmatch(config.name):
+        yield Problem(
+            f"{config.name!r} is no folder name: use up to 100 letters, digits, `.`, `_`, `-`, "
+            f"the first a letter or digit",
+            "name",
+        )
+    if not config.runs_dir.strip():
+        yield Problem("is empty: name a folder, or leave the key out", "runs_dir")
+    if train.max_epochs is None and train.max_steps is None:
+        yield Problem("set max_epochs or max_steps, or training never ends", "train.max_epochs")
+    if train.activation_checkpointing not in ("none", "full"):
+        try:
+            re.compile(train.activation_checkpointing)
+        except (re.error, RecursionError, OverflowError) as error:
+            yield Problem(
+                f"must be none, full or a regular expression: {error}",
+                "train.activation_checkpointing",
+            )
+    if checkpoint.monitor is not None:
+        if not re.fullmatch(r"val/.+", checkpoint.monitor):
+            yield Problem(
+                f"got {checkpoint.monitor!r}, wanted a metric of the val split, e.g. val/accuracy", "checkpoint.monitor"
+            )
+        elif evaluate.every_epochs is None and evaluate.every_steps is None:
+            yield Problem(
+                "needs evaluate.every_epochs or evaluate.every_steps, or it never changes", "checkpoint.monitor"
+            )
+    if config.tracking.uri is not None:
+        yield from _uri_problems(config.tracking.uri)
+
+
+def _uri_problems(uri: str) -> Iterator[Problem]:
+    try:
+        userinfo = "@" in urlsplit(uri).netloc
+    except ValueError:
+        yield Problem("is no valid address", "tracking.uri")
+        return
+    if userinfo:
+        # The resolved config is written to the run directory and to MLflow: a password in it would be published.
+        yield Problem(
+            "holds a user name or password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in place of it",
+            "tracking.uri",
+        )

@@ -1,0 +1,43 @@
+"""Importing one part of a package without paying for its `__init__`.
+
+`import lightning.fabric` runs `lightning/__init__.py`, which imports Lightning's Trainer and, through
+torchmetrics, torchvision and transformers: 4 s of CPU that every rank, trial and restart would pay.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+import types
+from typing import Any
+
+
+class _DeferredPackage(types.ModuleType):
+    """A package whose `__init__` runs when an attribute is asked for that is not an imported submodule."""
+
+    def __getattr__(self, name: str) -> Any:
+        submodule = sys.modules.get(f"{self.__name__}.{name}")
+        if submodule is not None:
+            return submodule
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.__class__ = types.ModuleType  # type: ignore[assignment]  # from here on an ordinary, loaded package
+        assert self.__spec__ is not None and self.__spec__.loader is not None
+        self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def defer_init(package: str) -> None:
+    """Let submodules of `package` be imported without its `__init__`, which still runs on first real use."""
+    if package in sys.modules:
+        return
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return
+    module = _DeferredPackage(package)
+    module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, spec.origin
+    module.__path__ = list(spec.submodule_search_locations or [])
+    module.__package__ = package
+    module.__version__ = importlib.metadata.version(package)  # type: ignore[attr-defined]  # asked for at import
+    sys.modules[package] = module

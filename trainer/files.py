@@ -1,0 +1,87 @@
+"""Files that survive a crash and several writers: atomic replacement, and locks between processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has none; a single writer is then assumed
+    fcntl = None  # type: ignore[assignment]
+
+LOCKS_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What file systems without locks (some Lustre and FUSE mounts) answer."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` so that a reader, or a crash at any moment, finds the old bytes or the new, never a mix."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable, as `fsync` does for a file's bytes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, timeout: float | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path` (made where missing); the kernel frees it if the process dies.
+
+    Raises TimeoutError when another process still holds it after `timeout` seconds (None waits for ever).
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            _lock(
+                descriptor,
+                path,
+                None if timeout is None else time.monotonic() + timeout,
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, deadline: float | None) -> None:
+    while True:
+        try:
+            fcntl.flock(
+                descriptor,
+                fcntl.LOCK_EX if deadline is None else fcntl.LOCK_EX | fcntl.LOCK_NB,
+            )
+            return
+        except OSError as error:
+            if error.errno in LOCKS_UNSUPPORTED:
+                return
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"{path} is held by another process") from error
+        time.sleep(0.05)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,223 @@
+"""One training run from config to result: assembles the parts, and writes down how it ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trainer import checkpoint, random_state, saving, state
+from trainer.checkpoint import Checkpoint
+from trainer.config import RunConfig
+from trainer.ema import WeightAverage
+from trainer.engine import Engine
+from trainer.errors import Preempted, UserError
+from trainer.evaluation import evaluate
+from trainer.loop import Job, train
+from trainer.preemption import Preemption
+from trainer.progress import Progress as Display
+from trainer.report import Report, write_pictures
+from trainer.resume import find_unfinished
+from trainer.run import Run
+from trainer.sampling import Plan
+from trainer.saving import Saver
+from trainer.task import Data, Dataset, Task
+from trainer.tracking import Tracker
+from trainer.world import World
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended; on rank 0."""
+
+    run: Path
+    metrics: dict[str, float]
+    """Last values of `val/...` and `test/...`."""
+    samples_per_second: float
+    data_wait: float
+    """Share of the training time spent waiting for data."""
+    steps: int
+    warning: str | None
+    """What the user should know about tracking; None when all is well."""
+
+
+def fit(config: RunConfig, resume: Run | None, world: World, say: Say) -> Result | None:
+    """Train as `config` says, going on with `resume` where given; the result on rank 0, None on the others.
+
+    Raises UserError for what the config asks wrongly, Preempted when stopped by a signal with a checkpoint written.
+    """
+    with Preemption() as preemption:
+        engine = Engine(config.strategy, config.train, world)
+        try:
+            return _fit(config, resume, engine, preemption, say)
+        finally:
+            engine.close()
+
+
+def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Preemption, say: Say) -> Result | None:
+    random_state.seed_everything(config.seed)
+    data: Data = config.data.build(seed=config.seed)
+    task: Task = config.recipe.build(model=config.model, data=data)
+    train_set = _train_split(data)
+    plan = make_plan(config, len(train_set), engine.world.size)
+    engine.setup(task.model, lambda model: config.optimizer.build(model=model))
+    ema = WeightAverage(engine.bare, config.train.ema_decay) if config.train.ema_decay else None
+
+    main = engine.world.is_main
+    run = None
+    if main:
+        run = resume or (find_unfinished(config) if config.resume == "auto" else None)
+        is_new = run is None
+        run = run or Run.create(config, engine.world.size, data.fingerprint)
+        if not is_new:
+            run.begin_attempt(engine.world.size)
+        say(f"run directory: {run.path}")
+    folder = engine.from_main(run.path if run else None)
+    assert folder is not None
+    tracker = Tracker(run, config.tracking) if run is not None and config.tracking.enabled else None
+    job: Job | None = None
+    try:
+        job = _make_job(config, engine, task, data, train_set, plan, ema, run, folder, preemption, say)
+        if tracker is not None:
+            tracker.start()
+        done = train(job)
+        job.saver.wait()
+        metrics = _last_metrics(run)
+        if done:
+            metrics |= _test(config, job, data, folder)
+    except BaseException as error:
+        if run is not None:
+            run.end_attempt("failed", f"{type(error).__name__}: {error}")
+            _finish(tracker, "failed", job)
+        raise
+    if run is None or job.report.run is None:
+        return None
+    status = "finished" if done else "preempted"
+    run.end_attempt(status, None if done else preemption.signal_name)
+    warning = _finish(tracker, status, job)
+    run.close()
+    if not done:
+        raise Preempted(
+            f"stopped by {preemption.signal_name} at step {job.progress.step} with a checkpoint written; "
+            f"go on with: trainer fit --resume {run.path}"
+        )
+    return Result(run.path, metrics, steps=job.progress.step, warning=warning, **job.report.summary())
+
+
+def make_plan(config: RunConfig, num_samples: int, world_size: int) -> Plan:
+    """How the training set is cut into steps; a UserError when one step would need more than there is."""
+    loading = config.loading
+    plan = Plan(num_samples, loading.batch_size, world_size, config.train.accumulate, config.seed, loading.drop_last)
+    if plan.global_batch > num_samples:
+        raise UserError(
+            f"data.batch_size: a global batch of {plan.global_batch} ({loading.batch_size} × {world_size} processes × "
+            f"{config.train.accumulate} accumulated) is more than the {num_samples} training samples; make it smaller"
+        )
+    return plan
+
+
+def _make_job(
+    config: RunConfig,
+    engine: Engine,
+    task: Task,
+    data: Data,
+    train_set: Dataset,
+    plan: Plan,
+    ema: WeightAverage | None,
+    run: Run | None,
+    folder: Path,
+    preemption: Preemption,
+    say: Say,
+) -> Job:
+    saver = Saver(folder / "checkpoints", config.checkpoint, engine)
+    progress = _restore(config, engine, ema, folder, run, say)
+    left = plan.steps_left(progress.consumed, config.train.max_epochs) if config.train.max_epochs else math.inf
+    total_steps = int(min(progress.step + left, config.train.max_steps or math.inf))
+    display = Display(total_steps, plan.steps_per_epoch, progress.step) if run is not None else None
+    return Job(
+        config=config,
+        engine=engine,
+        task=task,
+        train_set=train_set,
+        val_set=data.split("val"),
+        plan=plan,
+        total_steps=total_steps,
+        schedule=config.schedule.build(total_steps=total_steps),
+        ema=ema,
+        progress=progress,
+        saver=saver,
+        report=Report(run, display, len(train_set), config.loading.max_bad_samples),
+        preemption=preemption,
+        loading=config.loading,
+        eval_loading=replace(config.loading, batch_size=config.evaluate.batch_size or config.loading.batch_size),
+    )
+
+
+def _restore(
+    config: RunConfig, engine: Engine, ema: WeightAverage | None, folder: Path, run: Run | None, say: Say
+) -> state.Progress:
+    """Load the newest whole checkpoint of the run into the engine, or start from the beginning."""
+    found: Checkpoint | None = None
+    if run is not None:
+        found = checkpoint.newest_whole(folder / "checkpoints", say)
+        run.rewind(found.manifest.step if found else 0)
+    found = engine.from_main(found)
+    if found is None:
+        # From here on ranks differ: each draws its own dropout.
+        random_state.seed_everything(random_state.rank_seed(config.seed, engine.world.rank))
+        return state.Progress()
+    if run is not None:
+        say(f"going on from {found.path.name}")
+    loaded = saving.load(found.path, found.manifest, engine)
+    return state.restore(engine, ema, loaded, config.seed)
+
+
+def _train_split(data: Data) -> Dataset:
+    train_set = data.split("train")
+    if train_set is None or len(train_set) == 0:
+        raise UserError("data: the data set has no training samples")
+    return train_set
+
+
+def _last_metrics(run: Run | None) -> dict[str, float]:
+    """The last value of each `val/` metric."""
+    metrics: dict[str, float] = {}
+    for entry in run.read_metrics() if run is not None else ():
+        metrics |= {name: value for name, value in entry.items() if name.startswith("val/")}
+    return metrics
+
+
+def _test(config: RunConfig, job: Job, data: Data, folder: Path) -> dict[str, float]:
+    """Evaluate once on the test split, with the best weights where `checkpoint.monitor` names them."""
+    test_set = data.split("test")
+    if not config.evaluate.test or test_set is None:
+        return {}
+    rule = config.checkpoint
+    if rule.monitor is not None:
+        best = job.engine.from_main(checkpoint.best(folder / "checkpoints", rule.monitor, rule.mode))
+        if best is not None and best.manifest.step != job.progress.step:
+            load_for_evaluation(job.engine, job.ema, best)
+    result = evaluate(job.engine, job.task, test_set, job.eval_loading, job.ema)
+    job.report.bad_samples("test", result.bad)
+    metrics = {f"test/{name}": value for name, value in result.metrics.compute().items()}
+    if job.report.run is not None:
+        job.report.log(job.progress, metrics)
+        write_pictures(job.report.run, "test", result.metrics)
+    return metrics
+
+
+def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkpoint) -> None:
+    """Put the weights, and the averaged weights, of a checkpoint into the engine's model."""
+    loaded = saving.load(found.path, found.manifest, engine)
+    state.load_weights(engine.bare, loaded.model)
+    if ema is not None:
+        state.load_average(ema, loaded)
+
+
+def _finish(tracker: Tracker | None, status: str, job: Job | None) -> str | None:
+    if job is not None and job.report.display is not None:
+        job.report.display.close()
+    return tracker.finish(status) if tracker is not None else None

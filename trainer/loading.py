@@ -1,0 +1,89 @@
+"""From a plan to batches on the device: data workers, fillers, pinned memory."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from trainer.config import Loading
+from trainer.errors import TrainerError
+from trainer.sampling import MicroBatch
+from trainer.task import Batch, Dataset
+
+MAX_FILLER_TRIES = 100
+
+
+@dataclass
+class Loaded:
+    """A micro-batch and its samples."""
+
+    micro: MicroBatch
+    batch: Batch
+    filler: bool
+    """No sample of the batch counts: it only keeps this rank in step with the others."""
+
+
+class _Fetch:
+    """A map from micro-batch to loaded samples, run in the data workers."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, micro: MicroBatch) -> Loaded:
+        batch = self.dataset.batch(micro.indices, micro.epoch)
+        if len(batch["bad"]) < len(micro.indices):
+            return Loaded(micro, batch, micro.filler)
+        bad = batch["bad"]
+        for index in range(min(len(self.dataset), MAX_FILLER_TRIES)):
+            batch = self.dataset.batch([index], micro.epoch)
+            if not batch["bad"]:
+                return Loaded(micro, {**batch, "bad": bad}, filler=True)
+        raise TrainerError(f"the first {MAX_FILLER_TRIES} samples of the data set can't be read: {bad[0][1]}")
+
+
+def _start_worker(worker: int) -> None:
+    """Leave signals to the training process: a scheduler's SIGTERM goes to the whole process group."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _unchanged(loaded: Loaded) -> Loaded:
+    return loaded
+
+
+def load(dataset: Dataset, micros: Iterable[MicroBatch], loading: Loading, device: torch.device) -> Iterator[Loaded]:
+    """Load `micros` in order, ahead of their use where there are workers, and bring them to `device`."""
+    fetch = _Fetch(dataset)
+    batches: Iterable[Loaded]
+    if loading.workers == 0:
+        batches = (fetch[micro] for micro in micros)
+    else:
+        batches = DataLoader(
+            fetch,  # type: ignore[arg-type]
+            sampler=micros,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=loading.workers,
+            prefetch_factor=loading.prefetch,
+            collate_fn=_unchanged,
+            worker_init_fn=_start_worker,
+            # Forked workers share the parent's imports and index arrays; a fresh interpreter each would cost seconds.
+            multiprocessing_context="fork",
+        )
+    for loaded in batches:
+        if device.type != "cpu":
+            loaded.batch = {name: _to_device(value, device) for name, value in loaded.batch.items()}
+        yield loaded
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if device.type == "cuda":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

@@ -1,0 +1,176 @@
+"""One run at an MLflow server or database, by the plain client. Imports mlflow: for the mirror and the registry."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from trainer.files import locked
+from trainer.run import FAILED, FINISHED
+from trainer.tracking import sqlite_path
+
+if TYPE_CHECKING:
+    from trainer.run import Run
+
+METRICS_PER_CALL = 1000
+PARAMS_PER_CALL = 100
+KEY_LIMIT = 250
+PARAM_LIMIT = 6000
+TAG_LIMIT = 8000
+"""Limits of MLflow's REST interface."""
+
+NAME_CHARACTERS = re.compile(r"[^\w.\-:/ ]")
+DATABASE_PATIENCE = 120.0
+"""Seconds to wait while another job makes the tables of a new database."""
+
+STATUSES = {FINISHED: "FINISHED", FAILED: "FAILED"}
+"""MLflow's word for a run's status; all others (preempted, killed) are KILLED, and the tag `trainer.status` tells."""
+
+RUN_ID_TAG = "trainer.run_id"
+STATUS_TAG = "trainer.status"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric."""
+
+    key: str
+    value: float
+    milliseconds: int
+    """Unix time."""
+    step: int
+
+
+class MlflowRun:
+    """The MLflow run that mirrors one of ours. Every method may raise whatever the client raises, and may then be
+    called again: sending twice leaves one copy."""
+
+    def __init__(self, uri: str, experiment: str, run: Run) -> None:
+        self._uri = uri
+        self._experiment = experiment
+        self._run = run
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.id = ""
+
+    def connect(self, known_id: str | None) -> bool:
+        """Find or make the experiment and the run; True when the run `known_id` goes on, False for any other."""
+        database = sqlite_path(self._uri)
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        # Two jobs that open a new SQLite file would both make its tables, and one would fail
+        with locked(database.with_name(f"{database.name}.lock"), DATABASE_PATIENCE) if database else nullcontext():
+            experiment_id = self._experiment_id(database)
+        found = self._find(known_id, experiment_id)
+        if found is None:
+            tags = {RUN_ID_TAG: self._run.id}
+            found = self.client.create_run(experiment_id, run_name=self._run.id, tags=tags).info.run_id
+        else:
+            self.client.update_run(found, status="RUNNING")
+        self.id = found
+        return found == known_id
+
+    def describe(self, tags: dict[str, str]) -> list[str]:
+        """Send parameters (the flattened config) and tags; returns the parameters that MLflow holds with another
+        value and doesn't let change."""
+        params = dict(flatten(yaml.safe_load((self._run.path / "config.yaml").read_bytes())))
+        held = self.client.get_run(self.id).data.params
+        new = [Param(key, value) for key, value in params.items() if key not in held]
+        for start in range(0, len(new), PARAMS_PER_CALL):
+            self.client.log_batch(self.id, params=new[start : start + PARAMS_PER_CALL])
+        every_tag = {**_own_tags(self._run), **tags}
+        self.client.log_batch(self.id, tags=[RunTag(name(key), value[:TAG_LIMIT]) for key, value in every_tag.items()])
+        return [key for key, value in params.items() if key in held and held[key] != value]
+
+    def log(self, points: Sequence[Point]) -> int:
+        """Send at most `METRICS_PER_CALL` values; returns how many MLflow refuses for what they are (0 or all)."""
+        metrics = [Metric(name(point.key), point.value, point.milliseconds, point.step) for point in points]
+        try:
+            self.client.log_batch(self.id, metrics=metrics)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            return len(metrics)
+        return 0
+
+    def log_file(self, file: Path, folder: str) -> None:
+        """Send one file to `folder` of the run's artifacts (empty for their top)."""
+        self.client.log_artifact(self.id, str(file), folder or None)
+
+    def end(self, status: str) -> None:
+        """Set the end of the run."""
+        self.client.set_tag(self.id, STATUS_TAG, status)
+        self.client.set_terminated(self.id, STATUSES.get(status, "KILLED"))
+
+    def _experiment_id(self, database: Path | None) -> str:
+        experiment = self.client.get_experiment_by_name(self._experiment)
+        if experiment is None:
+            location = None
+            if database is not None:
+                location = (database.resolve().parent / "mlartifacts").as_uri() + "/" + quote(self._experiment)
+            try:
+                return str(self.client.create_experiment(self._experiment, artifact_location=location))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                experiment = self.client.get_experiment_by_name(self._experiment)  # another job was faster
+        if experiment is None or experiment.lifecycle_stage != "active":
+            raise MlflowException(
+                f"experiment {self._experiment!r} was deleted in MLflow: restore it, or set tracking.experiment"
+            )
+        return str(experiment.experiment_id)
+
+    def _find(self, known_id: str | None, experiment_id: str) -> str | None:
+        if known_id is not None:
+            try:
+                info = self.client.get_run(known_id).info
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+            else:
+                return known_id if info.lifecycle_stage == "active" else None
+        # One that was made just before a mirror was killed, so that its id was not written down
+        mine = f"tags.`{RUN_ID_TAG}` = '{self._run.id}'"
+        runs = self.client.search_runs([experiment_id], mine, run_view_type=ViewType.ACTIVE_ONLY, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested mapping as (dotted key, value written as in JSON), both cut to MLflow's limits."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        yield name(prefix), text[:PARAM_LIMIT]
+
+
+def name(key: str) -> str:
+    """A name that MLflow takes: `accuracy@5` becomes `accuracy_5`."""
+    return NAME_CHARACTERS.sub("_", key)[:KEY_LIMIT]
+
+
+def _own_tags(run: Run) -> dict[str, str]:
+    record = run.record
+    tags = {
+        STATUS_TAG: record["status"],
+        "trainer.lineage": record["lineage"]["id"],
+        "trainer.run_dir": str(run.path.resolve()),
+        "mlflow.source.name": "trainer fit",
+        "mlflow.source.type": "LOCAL",
+    }
+    if record["git"]:
+        tags["mlflow.source.git.commit"] = record["git"]["commit"]
+        tags["mlflow.source.git.branch"] = record["git"]["branch"]
+        tags["trainer.git_dirty"] = str(record["git"]["dirty"]).lower()
+    return tags

@@ -1,0 +1,109 @@
+"""The MLflow registry: a run's checkpoint becomes a version of a registered model, found by an alias."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainer import checkpoint
+from trainer.errors import TrainerError, UserError
+from trainer.lineage import without_password
+from trainer.tracking import MLFLOW_ENVIRONMENT, read_state, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from trainer.checkpoint import Checkpoint
+    from trainer.config import Checkpoint as CheckpointRule
+    from trainer.run import Run
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    model: str
+    version: str
+    alias: str | None
+    source: str
+    step: int
+    metrics: dict[str, float]
+
+
+def register(run: Run, model: str, alias: str | None) -> Version:
+    """Make the run's best checkpoint (`checkpoint.monitor`; else its newest) a version of `model`, and set `alias`.
+
+    The checkpoint is checked, then stored with its config among the artifacts of the run's MLflow run. A checkpoint
+    that is a version already gets no second one. Raises UserError where there is nothing to register.
+    """
+    config = run.config()
+    chosen = choose_checkpoint(run, config.checkpoint)
+    state = read_state(run.path)
+    run_id = state.get("mlflow_run_id")
+    if run_id is None:
+        raise UserError(f"{run.path}: not in MLflow yet; send it there with: trainer runs sync {run.path}")
+    uri = tracking_uri(config.tracking, run.path.parent.parent)
+    if without_password(uri) != state["uri"]:
+        raise UserError(
+            f"{run.path}: it was mirrored to {state['uri']}, not {without_password(uri)}; set MLFLOW_TRACKING_URI"
+        )
+    for key, value in MLFLOW_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _register(MlflowClient(tracking_uri=uri, registry_uri=uri), run, run_id, chosen, model, alias)
+    except MlflowException as error:
+        kind = UserError if error.error_code == "INVALID_PARAMETER_VALUE" else TrainerError
+        raise kind(f"MLflow at {state['uri']}: {' '.join(without_password(str(error)).split())}") from error
+
+
+def choose_checkpoint(run: Run, rule: CheckpointRule) -> Checkpoint:
+    """The checkpoint that stands for the run, with all its files checked."""
+    best = checkpoint.best(run.checkpoints, rule.monitor, rule.mode) if rule.monitor else None
+    if best is not None:
+        checkpoint.verify(best)
+        return best
+    damaged: list[str] = []
+    newest = checkpoint.newest_whole(run.checkpoints, damaged.append)
+    if newest is None:
+        raise UserError("; ".join([f"{run.path}: no whole checkpoint to register", *damaged]))
+    return newest
+
+
+def _register(
+    client: MlflowClient, run: Run, run_id: str, chosen: Checkpoint, model: str, alias: str | None
+) -> Version:
+    from mlflow.exceptions import MlflowException
+
+    from trainer.mlflow_sink import name
+
+    folder = f"checkpoints/{chosen.path.name}"
+    try:
+        client.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    manifest = chosen.manifest
+    tags = {
+        "trainer.lineage": run.record["lineage"]["id"],
+        "trainer.run_dir": str(run.path.resolve()),
+        "trainer.checkpoint": chosen.path.name,
+        **{name(key): repr(value) for key, value in manifest.metrics.items()},
+    }
+    known = [
+        version
+        for version in client.search_model_versions(f"name = '{model}' and run_id = '{run_id}'")
+        if version.tags.get("trainer.checkpoint") == chosen.path.name
+    ]
+    if known:
+        version = known[0]
+    else:
+        client.log_artifacts(run_id, str(chosen.path), folder)
+        client.log_artifact(run_id, str(run.path / "config.yaml"), folder)
+        version = client.create_model_version(model, source=f"runs:/{run_id}/{folder}", run_id=run_id, tags=tags)
+    if alias is not None:
+        client.set_registered_model_alias(model, alias, version.version)
+    return Version(model, str(version.version), alias, str(version.source), manifest.step, manifest.metrics)

@@ -1,0 +1,139 @@
+"""What a training tells: metrics, evaluations, checkpoints and bad samples, to the run directory and the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer import checkpoint, state
+from trainer.errors import UserError
+from trainer.evaluation import evaluate
+from trainer.progress import Progress as Display
+from trainer.run import Run
+
+if TYPE_CHECKING:
+    from trainer.loop import Job
+
+
+@dataclass
+class Report:
+    """One per rank; `run` and `display` only on rank 0."""
+
+    run: Run | None
+    display: Display | None
+    samples_per_epoch: int
+    max_bad_samples: int
+    samples: int = 0
+    """Samples trained on by the whole job in this attempt."""
+    waited: float = 0.0
+    """Seconds this rank waited for data."""
+    aside: float = 0.0
+    """Seconds spent in evaluation and in the stalls of saving."""
+    bad: set[tuple[str, int]] = field(default_factory=set)
+    _started: float = field(default_factory=time.perf_counter)
+    _marks: tuple[float, int, float] = (0.0, 0, 0.0)
+
+    def _training_seconds(self) -> float:
+        return time.perf_counter() - self._started - self.aside
+
+    def step(self, progress: state.Progress, loss: float, rate: float, norm: float | None) -> None:
+        """Log one step; speeds are those since the last logged step."""
+        if self.run is None:
+            return
+        seconds, samples, waited = self._training_seconds(), self.samples, self.waited
+        last_seconds, last_samples, last_waited = self._marks
+        self._marks = (seconds, samples, waited)
+        elapsed = max(seconds - last_seconds, 1e-9)
+        entry = {
+            **self._when(progress),
+            "train/loss": loss,
+            "lr": rate,
+            **({} if norm is None else {"grad_norm": norm}),
+            "samples_per_second": (samples - last_samples) / elapsed,
+            "data_wait": (waited - last_waited) / elapsed,
+            "memory_gb": peak_memory_gb(),
+        }
+        self.run.log(entry)
+        if self.display is not None:
+            self.display.update(progress.step, entry["epoch"], entry)
+
+    def log(self, progress: state.Progress, metrics: dict[str, float]) -> None:
+        """Log an evaluation and show it."""
+        if self.run is not None:
+            self.run.log({**self._when(progress), **metrics})
+        if self.display is not None:
+            self.display.evaluation(progress.step, metrics)
+
+    def evaluate(self, job: Job) -> dict[str, float]:
+        """Evaluate the `val` split; returns the metrics by full name, `val/accuracy`, on every rank."""
+        assert job.val_set is not None
+        before = time.perf_counter()
+        result = evaluate(job.engine, job.task, job.val_set, job.eval_loading, job.ema)
+        self.bad_samples("val", result.bad)
+        metrics = {f"val/{name}": value for name, value in result.metrics.compute().items()}
+        self.log(job.progress, metrics)
+        if self.run is not None and job.progress.step == job.total_steps:
+            write_pictures(self.run, "val", result.metrics)
+        self.aside += time.perf_counter() - before
+        return metrics
+
+    def save(self, job: Job, metrics: dict[str, float]) -> None:
+        """Hand the job's state to the saver; every rank calls it."""
+        before = time.perf_counter()
+        snapshot = state.capture(job.engine, job.ema, job.progress)
+        progress = job.progress
+        manifest = checkpoint.Manifest(
+            progress.step, progress.consumed, job.engine.world.size, job.engine.sharded, dict(metrics)
+        )
+        job.saver.save(snapshot, manifest)
+        self.aside += time.perf_counter() - before
+
+    def bad_samples(self, split: str, samples: list[tuple[int, str]]) -> None:
+        """List unreadable samples once each; a UserError, on every rank alike, when there are too many."""
+        for index, reason in samples:
+            if (split, index) in self.bad:
+                continue
+            self.bad.add((split, index))
+            if self.run is not None:
+                with (self.run.path / "bad_samples.jsonl").open("a") as file:
+                    file.write(json.dumps({"split": split, "index": index, "reason": reason}) + "\n")
+        if len(self.bad) > self.max_bad_samples:
+            where = f"; they are listed in {self.run.path / 'bad_samples.jsonl'}" if self.run else ""
+            last = samples[-1][1]
+            raise UserError(
+                f"{len(self.bad)} samples can't be read and data.max_bad_samples is {self.max_bad_samples}: {last}{where}"
+            )
+
+    def summary(self) -> dict[str, float]:
+        """Speed of this attempt as a whole, evaluation and saving left out."""
+        seconds = max(self._training_seconds(), 1e-9)
+        return {"samples_per_second": self.samples / seconds, "data_wait": self.waited / seconds}
+
+    def _when(self, progress: state.Progress) -> dict[str, Any]:
+        return {
+            "step": progress.step,
+            "epoch": round(progress.consumed / self.samples_per_epoch, 4),
+            "time": round(time.time(), 3),
+        }
+
+
+def write_pictures(run: Run, split: str, metrics: Any) -> None:
+    """Let the metrics write their pictures and tables into `artifacts/<split>/`."""
+    folder = run.artifacts / split
+    folder.mkdir(exist_ok=True)
+    metrics.write(folder)
+
+
+def peak_memory_gb() -> float:
+    """Highest memory so far: of the accelerator's allocator, else of this process; GB (10^9 bytes)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

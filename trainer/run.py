@@ -1,0 +1,374 @@
+"""The run directory: config, record and metrics of one run, and nothing that has to be unpickled.
+
+`<runs_dir>/<name>/<run_id>/` holds `config.yaml` (resolved, runs again as it is), `run.json` (the record),
+`metrics.jsonl` (one object per logged step, the source of truth), `environment.txt`, `git.diff` where the
+work tree was dirty, `checkpoints/` and `artifacts/`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from json.encoder import JSONEncoder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer import environment
+from trainer.errors import TrainerError, UserError
+from trainer.files import locked, write_atomically
+from trainer.lineage import lineage, read_git
+
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
+
+FORMAT_VERSION = 1
+DISTRIBUTION = "yaml-trainer"
+
+RUNNING = "running"
+FINISHED = "finished"
+PREEMPTED = "preempted"
+FAILED = "failed"
+KILLED = "killed"
+"""A run that says `running` but whose process is gone from this host."""
+DAMAGED = "damaged"
+"""A folder whose record can't be read; never written."""
+
+TAIL_BYTES = 65536
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_encode = JSONEncoder(allow_nan=False).encode
+
+
+class Run:
+    """One run directory. Made by `create` (once, on rank 0) or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics_file: int | None = None
+
+    @classmethod
+    def create(cls, config: RunConfig, world_size: int, data_fingerprint: str) -> Run:
+        """Make `<runs_dir>/<name>/<run_id>/`, with `config.yaml` as the first thing in it.
+
+        Raises UserError when the folder can't be made.
+        """
+        from trainer.load import as_dict, dump
+
+        run = cls(_make_folder(Path(config.runs_dir) / config.name))
+        write_atomically(run.path / "config.yaml", dump(config).encode())
+        installed = environment.distributions()
+        listing = "".join(f"{name}=={version}\n" for name, version in installed.items())
+        write_atomically(run.path / "environment.txt", listing.encode())
+        git = read_git(Path.cwd())
+        if git and git.diff:
+            write_atomically(run.path / "git.diff", git.diff.encode())
+        attempt = _new_attempt(world_size)
+        run._write(
+            {
+                "format_version": FORMAT_VERSION,
+                "name": config.name,
+                "run_id": run.path.name,
+                "created": attempt["started"],
+                "updated": attempt["started"],
+                **_running(attempt),
+                "attempts": [attempt],
+                "git": git.record() if git else None,
+                "versions": environment.versions(installed),
+                "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+                "lineage": lineage(
+                    as_dict(config),
+                    git,
+                    data_fingerprint,
+                    installed.get(DISTRIBUTION, ""),
+                ),
+                "mlflow_run_id": None,
+            }
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path, runs_dir: str | Path = "runs") -> Run:
+        """The run at `path`: its folder, the `config.yaml` in it, or a run id (or its beginning) under `runs_dir`.
+
+        Raises UserError when that is no run, or several.
+        """
+        folder = Path(path)
+        if folder.name == "config.yaml" and folder.is_file():
+            folder = folder.parent
+        if not folder.exists() and len(folder.parts) == 1:
+            folder = _by_id(str(path), Path(runs_dir))
+        run = cls(folder)
+        if not (folder / "run.json").is_file():
+            raise UserError(_no_run(folder))
+        _ = run.record
+        return run
+
+    @property
+    def id(self) -> str:
+        """The run id: the name of the folder."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints (`step-XXXXXXXX/`); made by the first."""
+        return self.path / "checkpoints"
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of pictures and tables, all of which go to MLflow too; made here."""
+        folder = self.path / "artifacts"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` says now. Raises UserError when it is damaged or of a newer format."""
+        file = self.path / "run.json"
+        try:
+            record = json.loads(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: cannot be read ({error}); this run directory is damaged") from error
+        if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
+            raise UserError(f"{file}: not the record of a run; this run directory is damaged")
+        if record["format_version"] > FORMAT_VERSION:
+            raise UserError(
+                f"{file}: format {record['format_version']} was written by a newer version of trainer; "
+                f"this one knows formats up to {FORMAT_VERSION}: update it"
+            )
+        return record
+
+    @property
+    def status(self) -> str:
+        """`running`, `finished`, `preempted`, `failed`, `killed` or `damaged`, as far as this host can tell."""
+        try:
+            record = self.record
+        except UserError:
+            return DAMAGED
+        return KILLED if _is_dead(record) else str(record.get("status", DAMAGED))
+
+    def update(self, **fields: Any) -> None:
+        """Change fields of `run.json`, atomically."""
+        with locked(self.path / ".lock"):
+            self._write({**self.record, **fields, "updated": _now()})
+
+    def begin_attempt(self, world_size: int) -> None:
+        """Note that this process goes on with the run. Raises UserError while another one on this host still does."""
+        with locked(self.path / ".lock"):
+            record = self.record
+            if record["status"] == RUNNING and not _is_dead(record) and record["host"] == environment.host():
+                raise UserError(f"{self.path}: process {record['pid']} is still working on this run")
+            last = record["attempts"][-1]
+            if last["status"] == RUNNING:
+                last.update(status=KILLED, exit_reason="its process ended without a word")
+            attempt = _new_attempt(world_size)
+            attempts = [*record["attempts"], attempt]
+            self._write(
+                {
+                    **record,
+                    **_running(attempt),
+                    "attempts": attempts,
+                    "updated": attempt["started"],
+                }
+            )
+
+    def end_attempt(self, status: str, exit_reason: str | None = None) -> None:
+        """Write how the run ended: the status of the run and of its last attempt."""
+        with locked(self.path / ".lock"):
+            record = self.record
+            now = _now()
+            record["attempts"][-1].update(status=status, exit_reason=exit_reason, ended=now)
+            self._write({**record, "status": status, "exit_reason": exit_reason, "updated": now})
+
+    def config(self) -> RunConfig:
+        """The resolved config."""
+        from trainer.load import load
+
+        return load(str(self.path / "config.yaml"), [])
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`. Takes microseconds: no lock, no fsync, one write."""
+        if self._metrics_file is None:
+            self._metrics_file = self._open_metrics()
+        try:
+            line = _encode(entry)
+        except ValueError:
+            line = _encode({key: _finite(value) for key, value in entry.items()})
+        data = f"{line}\n".encode()
+        while data:
+            data = data[os.write(self._metrics_file, data) :]
+
+    def rewind(self, step: int) -> int:
+        """Drop what was logged after `step`, and lines torn by a crash; returns how many entries were dropped."""
+        self.close()
+        kept, dropped = [], 0
+        for _, entry in self._lines():
+            if entry is None or entry.get("step", 0) > step:
+                dropped += 1
+            else:
+                kept.append(_encode({key: _finite(value) for key, value in entry.items()}) + "\n")
+        if dropped:
+            write_atomically(self._metrics_path, "".join(kept).encode())
+        return dropped
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """Entries of `metrics.jsonl` in the order they were logged; a torn last line is left out.
+
+        Raises TrainerError when a line in the middle is damaged.
+        """
+        torn: int | None = None
+        for number, entry in self._lines():
+            if torn is not None:
+                raise TrainerError(f"{self._metrics_path}:{torn}: damaged line; delete it to read the others")
+            if entry is None:
+                torn = number
+            else:
+                yield entry
+
+    def last_step(self) -> int | None:
+        """Step of the last whole entry of `metrics.jsonl`, from its end only; None where nothing was logged."""
+        try:
+            with self._metrics_path.open("rb") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
+                lines = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return None
+        entries = (parse_entry(line) for line in reversed(lines))
+        return next((int(entry["step"]) for entry in entries if entry and "step" in entry), None)
+
+    def close(self) -> None:
+        """Close `metrics.jsonl`; the next `log` opens it again."""
+        if self._metrics_file is not None:
+            os.close(self._metrics_file)
+            self._metrics_file = None
+
+    @property
+    def _metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        try:
+            file = self._metrics_path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            for number, line in enumerate(file, start=1):
+                yield number, parse_entry(line) if line.endswith(b"\n") else None
+
+    def _is_torn(self) -> bool:
+        try:
+            with self._metrics_path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) == 0:
+                    return False
+                file.seek(-1, os.SEEK_END)
+                return file.read(1) != b"\n"
+        except FileNotFoundError:
+            return False
+
+    def _open_metrics(self) -> int:
+        if self._is_torn():  # of a process that was killed: the next entry must not become part of it
+            with self._metrics_path.open("r+b") as file:
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+        return os.open(self._metrics_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        write_atomically(self.path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+def find_runs(runs_dir: str | Path, name: str | None = None) -> list[Run]:
+    """All runs below `runs_dir` (of the experiment `name`), newest first; damaged ones too, see `Run.status`."""
+    folders = [file.parent for file in Path(runs_dir).glob("*/*/config.yaml")]
+    chosen = [folder for folder in folders if name is None or folder.parent.name == name]
+    return [Run(folder) for folder in sorted(chosen, key=lambda folder: folder.name, reverse=True)]
+
+
+def parse_entry(line: bytes) -> dict[str, Any] | None:
+    """One line of `metrics.jsonl`, non-finite numbers restored; None when it is damaged."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict):
+        return None
+    return {key: NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in entry.items()}
+
+
+def _finite(value: Any) -> Any:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _make_folder(parent: Path) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            now = datetime.now(UTC)
+            folder = parent / f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03}{secrets.token_hex(2)}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except OSError as error:
+        raise UserError(f"{parent}: no run directory can be made there ({error.strerror}); set runs_dir") from error
+
+
+def _by_id(run_id: str, runs_dir: Path) -> Path:
+    found = [run.path for run in find_runs(runs_dir) if run.id.startswith(run_id)]
+    if not found:
+        raise UserError(f"{run_id}: neither a run directory nor the id of a run under {runs_dir}/")
+    if len(found) > 1:
+        raise UserError(f"{run_id}: several runs begin so: {', '.join(map(str, found[:5]))}; give more of the id")
+    return found[0]
+
+
+def _no_run(folder: Path) -> str:
+    if not folder.exists():
+        return f"{folder}: no such run directory"
+    runs = sorted(file.parent.name for file in folder.glob("*/config.yaml"))
+    if runs:
+        return f"{folder}: the folder of an experiment, not of a run; its newest run is {folder / runs[-1]}"
+    return f"{folder}: not a run directory (no run.json in it)"
+
+
+def _new_attempt(world_size: int) -> dict[str, Any]:
+    pid = os.getpid()
+    return {
+        "started": _now(),
+        "ended": None,
+        "host": environment.host(),
+        "pid": pid,
+        "process_started": environment.process_started(pid),
+        "world_size": world_size,
+        "status": RUNNING,
+        "exit_reason": None,
+    }
+
+
+def _running(attempt: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: attempt[key]
+        for key in (
+            "status",
+            "exit_reason",
+            "host",
+            "pid",
+            "process_started",
+            "world_size",
+        )
+    }
+
+
+def _is_dead(record: dict[str, Any]) -> bool:
+    if record.get("status") != RUNNING or record.get("host") != environment.host():
+        return False
+    return not environment.alive(record["pid"], record.get("process_started"))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

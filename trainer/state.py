@@ -1,0 +1,132 @@
+"""What a job must remember to go on with the same bits: gathered from the engine, and put back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trainer import random_state
+from trainer.ema import WeightAverage
+from trainer.engine import Engine
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Progress:
+    """Where a job is."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    consumed: int = 0
+    """Samples used, over all epochs and ranks."""
+    best: float | None = None
+    """Best value of `checkpoint.monitor` so far."""
+
+
+@dataclass
+class JobState:
+    """Everything of one job, cut the way a checkpoint is: tensors by group, numbers beside them."""
+
+    model: Tensors
+    optimizer: Tensors
+    """`<parameter>/<key>`, e.g. `blocks.0.weight/exp_avg`."""
+    ema: Tensors
+    random: Tensors
+    """`rank<r>/<kind>` for all ranks; needed on rank 0 only."""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    """JSON: progress, loss scale, optimizer state that is no tensor."""
+
+
+def capture(engine: Engine, ema: WeightAverage | None, progress: Progress) -> JobState:
+    """The job's state as references to live tensors; all ranks call it. Copy them before the next step."""
+    optimizer: Tensors = {}
+    optimizer_numbers: dict[str, float] = {}
+    for name, state in _optimizer_states(engine):
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                optimizer[f"{name}/{key}"] = value
+            else:
+                optimizer_numbers[f"{name}/{key}"] = value
+    every_rank = engine.gather(random_state.capture(engine.device))
+    return JobState(
+        model={name: tensor.detach() for name, tensor in engine.bare.state_dict().items()},
+        optimizer=optimizer,
+        ema=dict(ema.tensors) if ema else {},
+        random={f"rank{rank}/{kind}": t for rank, states in enumerate(every_rank) for kind, t in states.items()},
+        numbers={
+            "progress": progress.__dict__.copy(),
+            "optimizer": optimizer_numbers,
+            "scaler": engine.precision.state_dict(),
+        },
+    )
+
+
+def restore(engine: Engine, ema: WeightAverage | None, state: JobState, seed: int) -> Progress:
+    """Put a loaded state into the engine; all ranks call it. Tensors may be whole or already sharded."""
+    load_weights(engine.bare, state.model)
+    if ema is not None:
+        load_average(ema, state)
+    values: dict[str, Any] = {**state.optimizer, **state.numbers["optimizer"]}
+    for name, live in _optimizer_states(engine):
+        mine = {key.rsplit("/", 1)[1]: value for key, value in values.items() if key.rsplit("/", 1)[0] == name}
+        parameter = engine.parameter(name)
+        live.update({key: _place(value, key, parameter, engine) for key, value in mine.items()})
+    if state.numbers["scaler"]:
+        engine.precision.load_state_dict(state.numbers["scaler"])
+    progress = Progress(**state.numbers["progress"])
+    prefix = f"rank{engine.world.rank}/"
+    own = {key.removeprefix(prefix): tensor for key, tensor in state.random.items() if key.startswith(prefix)}
+    if own and state.numbers["world_size"] == engine.world.size:
+        random_state.restore(own, engine.device)
+    else:  # another number of ranks: no rank can go on with its own state
+        random_state.seed_everything(random_state.rank_seed(seed, engine.world.rank, progress.step))
+    return progress
+
+
+def load_weights(model: torch.nn.Module, tensors: Tensors) -> None:
+    """Copy whole or sharded tensors into a model's parameters and buffers, name by name."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        _copy_into(tensor.detach(), tensors[name])
+
+
+def load_average(ema: WeightAverage, state: JobState) -> None:
+    """Copy the averaged weights, or the weights where the state has no average."""
+    for name, tensor in ema.tensors.items():
+        _copy_into(tensor, (state.ema or state.model)[name])
+
+
+def _optimizer_states(engine: Engine) -> list[tuple[str, dict[str, Any]]]:
+    names = {id(parameter): name for name, parameter in engine.bare.named_parameters()}
+    return [
+        (names[id(parameter)], optimizer.state[parameter])
+        for optimizer in engine.optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+
+
+def _place(value: Any, key: str, parameter: torch.Tensor, engine: Engine) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if key == "step" and not engine.fused:
+        return value
+    if hasattr(parameter, "device_mesh") and not hasattr(value, "device_mesh") and value.shape == parameter.shape:
+        return _distribute(value, parameter)
+    return value.to(engine.device)
+
+
+def _distribute(whole: torch.Tensor, like: Any) -> torch.Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    # Every rank has read the whole tensor itself, so none has to be sent.
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def _copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
+    if hasattr(target, "device_mesh") and not hasattr(source, "device_mesh"):
+        source = _distribute(source, target)
+    target.copy_(source)

@@ -1,0 +1,82 @@
+"""The contract between a recipe and the loop: data that are functions, losses that are sums."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = dict[str, Any]
+"""Tensors by name, first dimension the sample, plus `bad`: a list of `(index, reason)` for samples that
+could not be read and were left out of the tensors. A batch of which nothing is left has tensors of length 0."""
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """64-bit seed of all randomness of one sample in one epoch, whichever rank or worker draws it."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+class Dataset(Protocol):
+    """One split: a pure function from (epoch, indices) to a batch. Runs in data workers."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """Load these samples, in this order, with the randomness of `sample_seed(seed, epoch, index)`."""
+        ...
+
+
+class Data(Protocol):
+    """A data set: what `recipes/data/<name>.py: build(config, seed)` returns."""
+
+    fingerprint: str
+    """Hash of what the data are (files with sizes and times, or bytes); part of a run's lineage."""
+
+    def split(self, name: str) -> Dataset | None:
+        """The split `train`, `val` or `test`; None where the data set has no such split."""
+        ...
+
+
+class Metrics(ABC):
+    """Exact metrics of one evaluation: sums that add over batches and over ranks, finished once at the end."""
+
+    sums: dict[str, torch.Tensor]
+    """Tensors on the model's device; ranks are merged by adding them, key by key."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Values by bare name (`accuracy`, not `val/accuracy`)."""
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write pictures and tables into `folder`, which exists; returns the files. Rank 0 only."""
+        return []
+
+
+class Task(ABC):
+    """What is learnt: a model, its data, its loss, its metrics. One task is built per process."""
+
+    model: torch.nn.Module
+    data: Data
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, float]:
+        """Training loss of one micro-batch on the device, as (sum, count).
+
+        The loop divides the sum of sums by the sum of counts, over all ranks and accumulated micro-batches.
+        The sum is a scalar with a graph; the count is a Python number (samples, tokens, or summed class
+        weights), best known without waiting for the device. `model` is the wrapped `self.model`.
+        """
+
+    @abstractmethod
+    def metrics(self, device: torch.device) -> Metrics:
+        """Fresh metrics with all sums at zero."""
+
+    @abstractmethod
+    def evaluate(self, model: torch.nn.Module, batch: Batch, metrics: Metrics) -> None:
+        """Add one batch to the metrics; called without gradients and with the model in evaluation mode."""
