@@ -148,6 +148,11 @@ def _help() -> str:
 def _report(error: TrainerError, as_json: bool) -> int:
     problems = error.problems if isinstance(error, ConfigError) else []
     label = "preempted" if isinstance(error, Preempted) else "error"
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        if isinstance(error, ConfigError | Preempted):
+            return error.exit_code  # the same on every rank: rank 0 says it
+        label, as_json = f"{label} on rank {rank}", False
     for line in [str(problem) for problem in problems] or [str(error)]:
         print(f"trainer: {label}: {_one_line(line)}", file=sys.stderr)
     if len(problems) > 1:

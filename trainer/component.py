@@ -91,7 +91,7 @@ def folder(kind: str) -> Path:
 def locate(kind: str, name: str) -> Path:
     """File of a component, found without importing anything. Raises UserError for an unknown name."""
     if not _NAME.fullmatch(name):
-        raise UserError(f"{name!r} is no name of a {kind}: use a shipped name or a module path such as mypkg.{kind}s")
+        raise UserError(f"{name!r} is no name: use a shipped {kind}, or a module of your own such as mypkg.tiny")
     if "." in name:
         return _locate_module(kind, name)
     path = folder(kind) / f"{name}.py"

@@ -93,17 +93,19 @@ def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Pree
             run.end_attempt("failed", f"{type(error).__name__}: {error}")
             _finish(tracker, "failed", job)
         raise
-    if run is None or job.report.run is None:
-        return None
     status = "finished" if done else "preempted"
-    run.end_attempt(status, None if done else preemption.signal_name)
-    warning = _finish(tracker, status, job)
-    run.close()
+    warning = None
+    if run is not None:
+        run.end_attempt(status, None if done else preemption.signal_name)
+        warning = _finish(tracker, status, job)
+        run.close()
     if not done:
         raise Preempted(
-            f"stopped by {preemption.signal_name} at step {job.progress.step} with a checkpoint written; "
-            f"go on with: trainer fit --resume {run.path}"
+            f"stopped by {preemption.signal_name or 'a signal to another rank'} at step {job.progress.step} with a "
+            f"checkpoint written; go on with: trainer fit --resume {folder}"
         )
+    if run is None:
+        return None
     return Result(run.path, metrics, steps=job.progress.step, warning=warning, **job.report.summary())
 
 

@@ -17,7 +17,7 @@ from trainer.component import KINDS, ROOT
 from trainer.config import Loading, RunConfig
 from trainer.errors import ConfigError, Problem
 from trainer.validation import describe_value, field_types
-from trainer.yaml_source import COMMAND_LINE, Node, parse_scalar, parse_yaml, read_yaml
+from trainer.yaml_source import COMMAND_LINE, MAX_DEPTH, Node, parse_scalar, parse_yaml, read_yaml
 
 CONFIGS = ROOT / "configs"
 """Folder of the configs that ship."""
@@ -98,6 +98,8 @@ def _read(path: Path, above: tuple[Path, ...], problems: list[Problem], done: di
             base_path = find_config(str(base.value), path.parent)
             if base_path.resolve() in (*above, real):
                 raise ConfigError([Problem(f"{base.value} extends this file in turn: a cycle")])
+            if len(above) >= MAX_DEPTH:
+                raise ConfigError([Problem(f"more than {MAX_DEPTH} files extend one another")])
             merged = _merge(merged, _read(base_path, (*above, real), problems, done))
         except ConfigError as error:
             raise ConfigError([_at(problem, "extends", base) for problem in error.problems]) from error
@@ -170,8 +172,9 @@ def _override(text: str, root: Node, problems: list[Problem]) -> Node | None:
     """One `key=value` as a layer of its own."""
     key, equals, written = text.partition("=")
     parts = key.split(".")
-    if not equals or not all(parts) or key != key.strip():
-        problems.append(Problem(f"{text!r} is no override: write dotted.key=value", file=COMMAND_LINE))
+    if not equals or not all(parts) or key != key.strip() or len(parts) > MAX_DEPTH:
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        problems.append(Problem(f"{shown!r} is no override: write dotted.key=value", file=COMMAND_LINE))
         return None
     if parts[0] == "extends":
         problems.append(Problem("belongs in a file: an override sets one value", key, COMMAND_LINE))

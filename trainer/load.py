@@ -145,17 +145,17 @@ class _Resolver:
         """Name and options of a component; what there is of them where something is wrong."""
         node = self.entries.get(kind)
         if node is None:
-            self.report((kind,), f"missing: name a {kind}, as in `{kind}: {{name: ...}}` (`trainer list` shows them)")
+            self.report((kind,), f"missing: write `{kind}: {{name: ...}}` (`trainer list` shows the names)")
             return "", {}
         if not isinstance(node.value, dict):
-            self.report((kind,), f"got {describe_value(node.plain())}, wanted the name of a {kind} or a mapping")
+            self.report((kind,), f"got {describe_value(node.plain())}, wanted a name, or a mapping with one")
             return "", {}
         named = node.value.get("name")
         if named is None:
-            self.report((kind,), f"missing: name (`trainer list` shows every {kind})")
+            self.report((kind,), "missing: name (`trainer list` shows the names)")
             return "", {}
         if not isinstance(named.value, str):
-            self.report((kind, "name"), f"got {describe_value(named.plain())}, wanted the name of a {kind}")
+            self.report((kind, "name"), f"got {describe_value(named.plain())}, wanted a name")
             return "", {}
         return named.value, self.options(kind, named.value, node)
 

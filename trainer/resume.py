@@ -30,11 +30,17 @@ def resumed_config(run: Run, config_name: str | None, overrides: Sequence[str]) 
 def find_unfinished(config: RunConfig) -> Run | None:
     """The newest run of exactly this config that did not finish; None where there is none."""
     for run in find_runs(config.runs_dir, config.name):
-        if run.status in ("preempted", "failed", "killed", "running") and not [
-            key for key in diff(run.config(), config) if not _is_free(key)
-        ]:
+        if run.status in ("preempted", "failed", "killed", "running") and _belongs(run, config):
             return run
     return None
+
+
+def _belongs(run: Run, config: RunConfig) -> bool:
+    try:
+        own = run.config()
+    except UserError:
+        return False  # written by another version: whatever it was, it was not this config
+    return all(_is_free(key) for key in diff(own, config))
 
 
 def _is_free(key: str) -> bool:

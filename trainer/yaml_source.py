@@ -132,13 +132,10 @@ def parse_yaml(text: str, file: str, problems: list[Problem]) -> Node | None:
     except _Fatal as error:
         problems.append(error.problem)
         return None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        message = f"YAML syntax: {' '.join(str(error.problem or error.context).split())}"
-        problems.append(Problem(message, file=file, line=mark.line + 1 if mark else 0))
-        return None
     except yaml.YAMLError as error:
-        problems.append(Problem(f"YAML syntax: {' '.join(str(error).split())}", file=file))
+        mark = getattr(error, "problem_mark", None)
+        message = f"YAML syntax: {' '.join(str(getattr(error, 'problem', None) or error).split())}"
+        problems.append(Problem(message, file=file, line=mark.line + 1 if mark else 0))
         return None
     problems.extend(composer.problems)
     return node

@@ -21,8 +21,9 @@ def mix(images: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor, fl
     Returns:
         Mixed pictures; the index [N] of each one's partner; the weight of the picture's own label.
     """
-    use_cutmix = cutmix > 0 and (mixup == 0 or float(torch.rand(())) < 0.5)
-    alpha = cutmix if use_cutmix else mixup
+    # Types are given, since torch's default type is a half one where the weights are.
+    use_cutmix = cutmix > 0 and (mixup == 0 or float(torch.rand((), dtype=torch.float64)) < 0.5)
+    alpha = torch.tensor(cutmix if use_cutmix else mixup, dtype=torch.float64)
     own = float(Beta(alpha, alpha, validate_args=False).sample())
     partner = torch.randperm(len(images)).to(images.device)
     if not use_cutmix:

@@ -166,6 +166,7 @@ def test_every_shipped_component_can_be_read(kind: str) -> None:
     for name in names:
         found = spec(kind, name)
         assert found.doc, f"{kind} {name} has no docstring"
+        assert found.config_class.__dataclass_params__.frozen, f"{kind} {name}: Config must be frozen"  # type: ignore[attr-defined]
         documented = {item.name for item in fields(found.config_class)}
         assert set(found.help_by_field) == documented, f"{kind} {name}: a field has no help"
 
@@ -181,7 +182,7 @@ def test_unknown_shipped_name() -> None:
 
 @pytest.mark.parametrize("name", ["", "../secret", "a/b", ".net", "net.", "a..b", "1net", "né t", "a\x00b"])
 def test_names_that_are_no_name(name: str) -> None:
-    with pytest.raises(UserError, match="no name of a model"):
+    with pytest.raises(UserError, match="is no name"):
         locate("model", name)
 
 
