@@ -1,32 +1,43 @@
 # Two commands: `make quickstart` and `make test`. Both make and reuse one environment in .venv.
+# ARGS is handed on: `make quickstart ARGS=train.max_epochs=5`, `make test ARGS=tests/trainer/test_load.py`.
 PYTHON ?= python3
+ARGS ?=
 BIN := .venv/bin
-export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: quickstart test check coverage clean
+.DEFAULT_GOAL := help
+# A failed step must not leave a file behind that makes the next call believe it is done.
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test check clean
+
+help:
+	@echo "make quickstart   environment in .venv, then a classifier of handwritten digits (no accelerator needed)"
+	@echo "make test         the same environment with the test tools: format, lint, types, all tests"
+	@echo "make check        format, lint and types only"
+	@echo "make clean        remove the environment and all caches; runs/ stays"
 
 .venv/pyvenv.cfg:
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 15) else "make: Python 3.11 to 3.14 is needed, this is " + sys.version.split()[0] + "; say make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 15) else "Python 3.11 to 3.14 is needed, this is " + sys.version.split()[0] + ": name another, as in  make quickstart PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/pyvenv.cfg pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
-	touch $@
+	@echo "Installing into .venv; the first time this downloads several GB (torch) and takes minutes ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
 
 .venv/installed-test: .venv/pyvenv.cfg pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $@ .venv/installed
+	@echo "Installing with the test tools into .venv; the first time this downloads several GB (torch) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch .venv/installed $@
 
-# The first run of a new environment compiles bytecode; it is not part of the training time.
 quickstart: .venv/installed
-	$(BIN)/trainer fit --config quickstart.yaml
+	$(BIN)/python -m trainer fit --config quickstart.yaml $(ARGS)
 
 test: .venv/installed-test
 	scripts/check $(BIN)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 check: .venv/installed-test
 	scripts/check $(BIN)
 
 clean:
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

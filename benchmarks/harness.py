@@ -80,7 +80,9 @@ def spread(samples: Sequence[float]) -> float:
     """Distance of the quartiles ÷ median; for two samples, of the extremes; 0 for one."""
     if len(samples) < 2:
         return 0.0
-    low, _, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 2 else (*samples, max(samples))
+    low, _, high = (
+        statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 2 else (*samples, max(samples))
+    )
     return abs(high - low) / statistics.median(samples)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent / "fixtures"))  # user code that co
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-from harness import FIXTURES, environment, free_port  # noqa: E402  # found through the path above
+from harness import FIXTURES, environment, free_port  # found through the path above
+from processes import ForkServer
 
 
 @pytest.fixture
@@ -23,7 +24,9 @@ def trainer() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`trainer(*args, cwd=..., processes=1)`: the command line in processes of its own."""
 
     def run(*args: str, cwd: Path, processes: int = 1, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+        launcher = (
+            ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+        )
         command = [sys.executable, *launcher, "-m", "trainer", *args]
         return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout)
 
@@ -45,3 +48,11 @@ def run_cases(tmp_path: Path) -> Callable[[int, Sequence[Sequence[str]]], list[i
         return codes
 
     return run
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Starts trainings in processes of their own within milliseconds; see `processes.py`."""
+    server = ForkServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()

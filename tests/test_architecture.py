@@ -1,4 +1,7 @@
-"""The import graph, walked and compared with the table of ARCHITECTURE.md written as data: a new edge is a reviewed diff."""
+"""The import graph, walked and compared with the table of ARCHITECTURE.md written as data.
+
+A new edge is a reviewed diff.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,18 @@ NO_TORCH_AT_IMPORT = {
     "trainer.world",
     "trainer.yaml_source",
 }
-HEAVY = ("torch", "torchvision", "lightning", "mlflow", "ray", "transformers", "albumentations", "cv2", "timm", "matplotlib")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "mlflow",
+    "ray",
+    "transformers",
+    "albumentations",
+    "cv2",
+    "timm",
+    "matplotlib",
+)
 
 
 def _modules() -> dict[str, ast.Module]:

@@ -66,7 +66,7 @@ def apply_activation_checkpointing(model: nn.Module, which: str) -> list[str]:
         blocks = ", ".join(find_blocks(model)) or "none"
         raise UserError(f"train.activation_checkpointing: no module is named {which!r}; the model's blocks: {blocks}")
     for module in chosen.values():
-        module.forward = partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
     return list(chosen)
 
 

@@ -96,7 +96,8 @@ def read(path: Path) -> Checkpoint:
         version = raw["format_version"]
         if version > FORMAT_VERSION:
             raise UserError(
-                f"{path} has checkpoint format {version}, this version reads up to {FORMAT_VERSION}: upgrade yaml-trainer"
+                f"{path} has checkpoint format {version}, this version reads up to {FORMAT_VERSION}: "
+                "upgrade yaml-trainer"
             )
         manifest = Manifest(**raw)
         assert isinstance(manifest.step, int) and isinstance(manifest.files, dict)
@@ -112,7 +113,8 @@ def verify(checkpoint: Checkpoint) -> None:
         try:
             if file.stat().st_size != expected["size"]:
                 raise DamagedCheckpoint(
-                    f"{checkpoint.path.name} is damaged ({name}: {file.stat().st_size} bytes, {expected['size']} written)"
+                    f"{checkpoint.path.name} is damaged "
+                    f"({name}: {file.stat().st_size} bytes, {expected['size']} written)"
                 )
             if hash_file(file) != expected["sha256"]:
                 raise DamagedCheckpoint(f"{checkpoint.path.name} is damaged ({name}: its sha256 differs)")
@@ -155,7 +157,9 @@ def clean_up(checkpoints: Path, keep: int, monitor: str | None, mode: str) -> li
     for path in present(checkpoints):
         if path not in kept:
             hidden = path.with_name(f"{_UNFINISHED}removed-{path.name}")
-            os.replace(path, hidden)  # a crash in the middle of removal must not leave half a checkpoint with a good name
+            os.replace(
+                path, hidden
+            )  # a crash in the middle of removal must not leave half a checkpoint with a good name
             shutil.rmtree(hidden)
             removed.append(path)
     return removed

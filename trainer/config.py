@@ -40,7 +40,8 @@ class Train:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto` takes the accelerator where there is one."""
     precision: Literal["32", "bf16-mixed", "16-mixed", "bf16"] = "32"
-    """`*-mixed` computes in half precision with weights in fp32 (`16-mixed` scales the loss); `bf16` keeps the weights in bf16."""
+    """`*-mixed` computes in half precision with weights in fp32 (`16-mixed` scales the loss); `bf16` keeps the
+    weights in bf16."""
     accumulate: Annotated[int, ">= 1"] = 1
     """Micro-batches per optimizer step; gradients are exchanged on the last one only."""
     clip_norm: Annotated[float, "> 0"] | None = None
@@ -68,7 +69,8 @@ class Evaluate:
     batch_size: Annotated[int, ">= 1"] | None = None
     """Samples per device; the training batch size where not given."""
     test: bool = True
-    """Evaluate once on the `test` split (where the data has one) when training is done, with the best weights where `checkpoint.monitor` is set."""
+    """Evaluate once on the `test` split (where the data has one) when training is done, with the best weights
+    where `checkpoint.monitor` is set."""
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from trainer.blocks import apply_activation_checkpointing, compile_blocks
 from trainer.component import Component
@@ -34,9 +35,9 @@ logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # its banners s
 T = TypeVar("T")
 
 
-def _precision(name: str, device_type: str) -> Precision:
+def _precision(name: Literal["32", "bf16-mixed", "16-mixed", "bf16"], device_type: str) -> Precision:
     if name in ("16-mixed", "bf16-mixed"):
-        return MixedPrecision(name, device=device_type)  # type: ignore[arg-type]
+        return MixedPrecision(name, device=device_type)
     return HalfPrecision("bf16-true") if name == "bf16" else Precision()
 
 
@@ -63,7 +64,7 @@ class Pending:
         if self._work is None:
             return self._values
         self._work.wait()
-        return self._tensor.tolist()  # type: ignore[no-any-return]
+        return self._tensor.tolist()
 
 
 class Engine:
@@ -86,14 +87,14 @@ class Engine:
         self.strategy = fabric.strategy
         self.device: torch.device = fabric.device
         self.sharded = hasattr(self.strategy, "device_mesh")
-        self._control = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._control: Any = dist.new_group(backend="gloo") if world.size > 1 else None
         self._scaler = getattr(self.precision, "scaler", None)
         self._convert = isinstance(self.precision, HalfPrecision)
         self._autocast = train.precision != "32"
         if train.deterministic and device_type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = not train.deterministic
 
     # -- set-up ---------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class Engine:
 
     def cast(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Floating-point inputs in the type of the weights, where these are in half precision."""
-        return self.precision.convert_input(batch) if self._convert else batch  # type: ignore[no-any-return]
+        return self.precision.convert_input(batch) if self._convert else batch
 
     def accumulating(self, more_to_come: bool) -> AbstractContextManager[Any]:
         """Around forward and backward: gradients are not exchanged when more micro-batches follow."""
@@ -172,7 +173,7 @@ class Engine:
     def release_gathered_weights(self) -> None:
         """After a forward without backward: a sharded model must gather its weights anew."""
         for module in self.model.modules() if self.sharded else ():
-            if hasattr(module, "reshard"):
+            if isinstance(module, FSDPModule):
                 module.reshard()
 
     # -- among the ranks ------------------------------------------------------------------------------------------

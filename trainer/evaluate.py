@@ -30,7 +30,10 @@ class Result:
 
 
 def evaluate_run(run: Run, config: RunConfig, which: str, split: str, world: World, say: Say) -> Result:
-    """Evaluate the checkpoint `which` (`best`, `newest` or a step) of `run` on `split`; pictures go to its artifacts."""
+    """Evaluate the checkpoint `which` (`best`, `newest` or a step) of `run` on `split`.
+
+    Pictures and tables go to the run's artifacts. Raises UserError for a split or a checkpoint that is not there.
+    """
     engine = Engine(config.strategy, config.train, world)
     try:
         found = engine.from_main(choose(run.checkpoints, config, which, say) if world.is_main else None)

@@ -24,12 +24,11 @@ class Evaluation:
     """Samples that could not be read, as (index, reason); they are in no metric."""
 
 
-def evaluate(
-    engine: Engine, task: Task, dataset: Dataset, loading: Loading, ema: WeightAverage | None
-) -> Evaluation:
+def evaluate(engine: Engine, task: Task, dataset: Dataset, loading: Loading, ema: WeightAverage | None) -> Evaluation:
     """Evaluate `dataset` with the averaged weights where there are any. All ranks take part."""
     plan = Plan(len(dataset), loading.batch_size, engine.world.size)
-    metrics, bad = task.metrics(engine.device), []
+    metrics = task.metrics(engine.device)
+    bad: list[tuple[int, str]] = []
     # A DDP wrapper would exchange buffers in each forward, which ranks with other batches don't answer.
     model = engine.model if engine.sharded else engine.bare
     model.eval()

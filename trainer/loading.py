@@ -27,6 +27,11 @@ class Loaded:
     filler: bool
     """No sample of the batch counts: it only keeps this rank in step with the others."""
 
+    def pin_memory(self) -> Loaded:
+        """Called by the DataLoader's pinning thread: copies to the accelerator then run beside the computation."""
+        self.batch = {name: v.pin_memory() if isinstance(v, torch.Tensor) else v for name, v in self.batch.items()}
+        return self
+
 
 class _Fetch:
     """A map from micro-batch to loaded samples, run in the data workers."""
@@ -53,7 +58,7 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _unchanged(loaded: Loaded) -> Loaded:
+def _unchanged(loaded: Any) -> Any:
     return loaded
 
 
@@ -65,14 +70,17 @@ def load(dataset: Dataset, micros: Iterable[MicroBatch], loading: Loading, devic
         batches = (fetch[micro] for micro in micros)
     else:
         batches = DataLoader(
-            fetch,  # type: ignore[arg-type]
-            sampler=micros,  # type: ignore[arg-type]
+            fetch,  # type: ignore[arg-type]  # a map by micro-batch, not by number
+            sampler=micros,
             batch_size=None,
             num_workers=loading.workers,
             prefetch_factor=loading.prefetch,
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
-            # Forked workers share the parent's imports and index arrays; a fresh interpreter each would cost seconds.
+            # Each new iterator draws a seed: from the job's own random state, a resumed run would go on with other bits.
+            generator=torch.Generator(),
+            pin_memory=device.type == "cuda",
+            # Forked workers share the parent's imports and index arrays; fresh interpreters cost seconds.
             multiprocessing_context="fork",
         )
     for loaded in batches:
@@ -82,8 +90,4 @@ def load(dataset: Dataset, micros: Iterable[MicroBatch], loading: Loading, devic
 
 
 def _to_device(value: Any, device: torch.device) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    if device.type == "cuda":
-        return value.pin_memory().to(device, non_blocking=True)
-    return value.to(device)
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value

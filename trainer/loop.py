@@ -78,7 +78,9 @@ def train(job: Job) -> bool:
         if any_bad:
             report.bad_samples("train", [sample for part in engine.gather(bad) for sample in part])
         if logs and not math.isfinite(loss):
-            raise TrainerError(f"the loss is {loss} at step {progress.step + 1}: lower optimizer.lr or set train.clip_norm")
+            raise TrainerError(
+                f"the loss is {loss} at step {progress.step + 1}: lower optimizer.lr or set train.clip_norm"
+            )
 
         # clip and step: every rank; the schedule and the average count optimizer steps and nothing else
         norm = engine.finish_gradients(nominal / count if count else 0.0)
@@ -150,7 +152,9 @@ class _Cadence:
         if not metrics or rule.monitor is None:
             return False
         if rule.monitor not in metrics:
-            raise TrainerError(f"checkpoint.monitor: no metric {rule.monitor!r}; there are: {', '.join(sorted(metrics))}")
+            raise TrainerError(
+                f"checkpoint.monitor: no metric {rule.monitor!r}; there are: {', '.join(sorted(metrics))}"
+            )
         value, sign = metrics[rule.monitor], 1 if rule.mode == "max" else -1
         if progress.best is not None and sign * value <= sign * progress.best:
             return False

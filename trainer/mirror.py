@@ -1,8 +1,9 @@
-"""The mirror: a process that follows a run directory and sends it on to MLflow. `python -m trainer.mirror RUN`.
+"""The mirror: a process that follows a run directory and sends it on to MLflow. `python -m trainer.mirror RUN PARENT`.
 
-It reads two lines from its standard input: the order (see `Tracker`), and `{"final": STATUS}` when the run has
-ended. The end of the input without a final word, or a parent that is gone, means that the training was killed.
-How far it has come stands in `tracking.json`, what went wrong in `mirror.log` (its standard error).
+PARENT is the process id of the training, which starts it (see `Tracker`). It reads two lines from its standard input:
+the order, and `{"final": STATUS}` when the run has ended. The end of the input without a final word, or a parent that
+is gone, means that the training was killed. How far it has come stands in `tracking.json`, what went wrong in
+`mirror.log` (its standard error).
 """
 
 from __future__ import annotations
@@ -269,9 +270,9 @@ class Mirror:
 class Parent:
     """The training process at the other end of standard input."""
 
-    def __init__(self) -> None:
+    def __init__(self, pid: int) -> None:
         self._buffer = b""
-        self._pid = os.getppid()
+        self._pid = pid
 
     def watch(self) -> None:
         """End this process some time after the parent's end, whatever it is doing then: for a thread."""
@@ -354,11 +355,11 @@ def main() -> int:
     """Ignores the signals that are meant for the training: its own end is the end of its parent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    os.nice(10)
+    os.nice(5)  # training goes first; but on a full machine the rest should be sent within `drain_seconds`
     for key, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     run = Run(Path(sys.argv[1]))
-    parent = Parent()
+    parent = Parent(int(sys.argv[2]))
     threading.Thread(target=parent.watch, daemon=True).start()
     order = None
     with contextlib.suppress(TimeoutError):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,17 +60,21 @@ class MlflowRun:
         self._uri = uri
         self._experiment = experiment
         self._run = run
-        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.client: MlflowClient
         self.id = ""
 
     def connect(self, known_id: str | None) -> bool:
         """Find or make the experiment and the run; True when the run `known_id` goes on, False for any other."""
         database = sqlite_path(self._uri)
-        if database is not None:
+        if database is None:
+            self.client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+        else:
             database.parent.mkdir(parents=True, exist_ok=True)
-        # Two jobs that open a new SQLite file would both make its tables, and one would fail
-        with locked(database.with_name(f"{database.name}.lock"), DATABASE_PATIENCE) if database else nullcontext():
-            experiment_id = self._experiment_id(database)
+            with locked(database.with_name(f"{database.name}.lock"), DATABASE_PATIENCE):
+                if not database.exists():
+                    _make_database(database)
+                self.client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+        experiment_id = self._experiment_id(database)
         found = self._find(known_id, experiment_id)
         if found is None:
             tags = {RUN_ID_TAG: self._run.id}
@@ -143,6 +147,19 @@ class MlflowRun:
         mine = f"tags.`{RUN_ID_TAG}` = '{self._run.id}'"
         runs = self.client.search_runs([experiment_id], mine, run_view_type=ViewType.ACTIVE_ONLY, max_results=1)
         return str(runs[0].info.run_id) if runs else None
+
+
+def _make_database(database: Path) -> None:
+    """Make MLflow's tables under another name, then give the file its own.
+
+    MLflow itself makes them in the file that others already see: two jobs at once, or one that is killed meanwhile,
+    leave a database that it never opens again ("table _alembic_tmp_tags already exists").
+    """
+    unfinished = database.with_name(f".{database.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    uri = f"sqlite:///{unfinished.resolve()}"
+    MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+    os.replace(unfinished, database)
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

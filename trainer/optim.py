@@ -9,7 +9,8 @@ from torch import nn
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups, with and without weight decay; norms, biases and other vectors are not decayed."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for module in model.modules():
         is_norm = "Norm" in type(module).__name__
         for name, parameter in module.named_parameters(recurse=False):

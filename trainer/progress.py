@@ -185,7 +185,7 @@ def _number(value: float) -> str:
     """Four significant digits, without an exponent where a reader expects none."""
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e7):
         return f"{value:.3e}"
-    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 4
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 4
     return f"{value:,.{digits}f}"
 
 

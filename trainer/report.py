@@ -106,7 +106,8 @@ class Report:
             where = f"; they are listed in {self.run.path / 'bad_samples.jsonl'}" if self.run else ""
             last = samples[-1][1]
             raise UserError(
-                f"{len(self.bad)} samples can't be read and data.max_bad_samples is {self.max_bad_samples}: {last}{where}"
+                f"{len(self.bad)} samples can't be read and data.max_bad_samples is {self.max_bad_samples}: "
+                f"{last}{where}"
             )
 
     def summary(self) -> dict[str, float]:

@@ -43,7 +43,9 @@ class Saver:
         self.wait()
         copies = {name: self._copy(name, getattr(state, name)) for name in GROUPS}
         numbers = {**state.numbers, "world_size": manifest.world_size}
-        self._thread = threading.Thread(target=self._run, args=(copies, numbers, manifest), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(copies, numbers, manifest), name="checkpoint", daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> None:

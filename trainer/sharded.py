@@ -85,6 +85,7 @@ def load(folder: Path, engine: Engine | None) -> Tensors:
     reader = _Reader(folder)
     wanted: Tensors = {}
     for key, entry in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata)  # the reader refused anything else
         parameter = engine.parameter(key.split("/")[1]) if engine is not None and engine.sharded else None
         if parameter is not None and hasattr(parameter, "device_mesh") and parameter.shape == entry.size:
             wanted[key] = torch.zeros_like(parameter.detach(), dtype=entry.properties.dtype)

@@ -73,6 +73,7 @@ def restore(engine: Engine, ema: WeightAverage | None, state: JobState, seed: in
     for name, live in _optimizer_states(engine):
         mine = {key.rsplit("/", 1)[1]: value for key, value in values.items() if key.rsplit("/", 1)[0] == name}
         parameter = engine.parameter(name)
+        assert parameter is not None
         live.update({key: _place(value, key, parameter, engine) for key, value in mine.items()})
     if state.numbers["scaler"]:
         engine.precision.load_state_dict(state.numbers["scaler"])

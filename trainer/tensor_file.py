@@ -44,10 +44,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
-        for data in [len(text).to_bytes(8, "little") + text, *(_bytes(tensors[name]) for name in names)]:
-            view = memoryview(data)
-            for start in range(0, len(view), _CHUNK):
-                chunk = view[start : start + _CHUNK]
+        for data in [memoryview(len(text).to_bytes(8, "little") + text), *(_bytes(tensors[name]) for name in names)]:
+            for start in range(0, len(data), _CHUNK):
+                chunk = data[start : start + _CHUNK]
                 digest.update(chunk)
                 while len(chunk):
                     chunk = chunk[file.write(chunk) :]

@@ -1,6 +1,6 @@
 """MLflow from the training process: starts the mirror, tells it how the run ended, and never waits for it in a step.
 
-`metrics.jsonl` is the truth. `python -m trainer.mirror RUN` is a process of its own that follows it and sends it
+`metrics.jsonl` is the truth. `python -m trainer.mirror` is a process of its own that follows it and sends it
 on, so that neither the import of mlflow (2 s of CPU) nor a slow database or server ever holds the training.
 """
 
@@ -40,6 +40,8 @@ MLFLOW_ENVIRONMENT = {
 }
 """Environment in which mlflow is imported: no telemetry, no long waits inside of a call. What the user set stays."""
 
+SILENT_SECONDS = 2.0
+"""A longer wait for the mirror is told to the user."""
 WAIT_MARGIN = 3.0
 """Seconds that the mirror gets on top of its own deadline to write down what was left."""
 
@@ -62,7 +64,7 @@ class Tracker:
         try:
             with (self._run.path / LOG_FILE).open("ab") as log:
                 self._mirror = subprocess.Popen(
-                    [sys.executable, "-m", "trainer.mirror", str(self._run.path)],
+                    [sys.executable, "-m", "trainer.mirror", str(self._run.path), str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -92,7 +94,7 @@ class Tracker:
         except BrokenPipeError:
             pass  # it is dead: its state, read below, tells how far it came
         try:
-            self._mirror.wait(wait_seconds + WAIT_MARGIN)
+            self._await(wait_seconds + WAIT_MARGIN)
         except subprocess.TimeoutExpired:
             self._mirror.kill()
             self._mirror.wait()
@@ -100,6 +102,14 @@ class Tracker:
             write_atomically(self._run.path / STATE_FILE, json.dumps(state, indent=1).encode())
         self._mirror = None
         return unsent(self._run.path)
+
+    def _await(self, seconds: float) -> None:
+        assert self._mirror is not None
+        try:
+            self._mirror.wait(min(SILENT_SECONDS, seconds))
+        except subprocess.TimeoutExpired:
+            print(f"sending the rest to MLflow (at most {seconds:.0f} s) ...", file=sys.stderr, flush=True)
+            self._mirror.wait(max(seconds - SILENT_SECONDS, 0))
 
     def _order(self) -> dict[str, Any]:
         record = self._run.record

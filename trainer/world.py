@@ -36,7 +36,9 @@ def from_environment(env: Mapping[str, str] = os.environ) -> World:
     """The world of `RANK`, `WORLD_SIZE`, `LOCAL_RANK` and `LOCAL_WORLD_SIZE`; a UserError where they contradict."""
     if "WORLD_SIZE" not in env:
         return World()
-    missing = [key for key in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if key not in env]
+    missing = [
+        key for key in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if key not in env
+    ]
     if missing:
         raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not: start the processes with torchrun")
     try:
@@ -47,6 +49,7 @@ def from_environment(env: Mapping[str, str] = os.environ) -> World:
         raise UserError(f"the environment describes no world: {world}")
     if world.size % world.local_size:
         raise UserError(
-            f"{world.size} processes are not a multiple of {world.local_size} per node: start the same number on each node"
+            f"{world.size} processes are not a multiple of {world.local_size} per node: "
+            "start the same number on each node"
         )
     return world

@@ -16,7 +16,7 @@ NUMBERED = 20
 """Up to so many classes each cell shows its count."""
 NAMED = 60
 """Up to so many classes each row and column has its name."""
-_LISTED = 25
+_LISTED = 50
 _NAME_LENGTH = 24
 
 
@@ -78,4 +78,4 @@ def _list_confusions(axes: Axes, confusion: NDArray[np.int64], names: Sequence[s
     lines = [f"{wrong[row, column]:5d}  {names[row]} → {names[column]}" for row, column in pairs if wrong[row, column]]
     axes.axis("off")
     axes.set_title("most frequent confusions", loc="left", fontsize=10)
-    axes.text(0, 1, "\n".join(lines) or "none", va="top", family="monospace", fontsize=8, transform=axes.transAxes)
+    axes.text(0, 1, "\n".join(lines) or "none", va="top", family="monospace", fontsize=9, transform=axes.transAxes)

@@ -22,7 +22,11 @@ Entry = str | dict[str, Any]
 _NESTED = ("transforms", "first", "second")
 _GOLDEN = 0x9E3779B97F4A7C15F39CC0605CEDC835
 """Odd, and its bits look random: times this, a 64-bit seed fills the 128 bits of PCG64's state."""
-_TO_TENSOR = ("ToTensorV2", "ToTensor3D")
+_REFUSED = {
+    "ToTensorV2": "leave it out: pictures become tensors after the pipeline",
+    "ToTensor3D": "leave it out: pictures become tensors after the pipeline",
+    "Lambda": "takes Python functions, which a config does not hold",
+}
 
 
 class Pipeline:
@@ -80,8 +84,8 @@ def _build(library: ModuleType, entry: Any, key: str) -> Any:
                 f"{key}: unknown argument {argument!r}{did_you_mean(argument, known)}; there are: {', '.join(known)}"
             )
     values = {argument: _value(library, value, argument, key) for argument, value in arguments.items()}
-    if issubclass(cls, library.BasicTransform):
-        values["strict"] = True  # else albumentations warns, and goes on with its defaults
+    if "InitSchema" in vars(next(base for base in cls.__mro__ if "__init__" in vars(base))):
+        values["strict"] = True  # else what its schema can't digest ends in a warning, and defaults in its place
     try:
         transform = cls(**values)
     except Exception as error:  # whatever the constructor raises is about these arguments
@@ -103,8 +107,8 @@ def _parse(entry: Any, key: str) -> tuple[str, dict[str, Any]]:
 
 
 def _find(library: ModuleType, name: str, key: str) -> Any:
-    if name in _TO_TENSOR:
-        raise UserError(f"{key}: leave {name} out; pictures become tensors after the pipeline")
+    if name in _REFUSED:
+        raise UserError(f"{key}.{name}: {_REFUSED[name]}")
     bases = (library.BasicTransform, library.BaseCompose)
     found = getattr(library, name, None)
     if inspect.isclass(found) and issubclass(found, bases):

@@ -15,8 +15,12 @@ from trainer.progress import summary_table
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory or run id")
     parser.add_argument("--split", default="val", help="train, val or test (default: val)")
-    parser.add_argument("--checkpoint", default="best", help="best (by checkpoint.monitor), newest, or a step (default: best)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's config, e.g. data.workers=4")
+    parser.add_argument(
+        "--checkpoint", default="best", help="best (by checkpoint.monitor), newest, or a step (default: best)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the run's config, e.g. data.workers=4"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,7 +31,9 @@ def run(args: argparse.Namespace) -> int:
     if resume is not None:
         config = resumed_config(resume, args.config, args.overrides)
         if resume.status == "finished" and not args.overrides:
-            raise UserError(f"{resume.path} is finished; to train longer, raise train.max_epochs, e.g. train.max_epochs=20")
+            raise UserError(
+                f"{resume.path} is finished; to train longer, raise train.max_epochs, e.g. train.max_epochs=20"
+            )
     elif args.config:
         config = load(args.config, args.overrides)
     else:
@@ -41,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         if place.is_main:
             print(text, file=sys.stderr, flush=True)
 
-    say(f"{config.name}: {config.recipe.name}, model {config.model.name}, data {config.data.name}, {place.size} process(es)")
+    parts = f"{config.recipe.name}, model {config.model.name}, data {config.data.name}"
+    say(f"{config.name}: {parts}, {place.size} process{'es' if place.size > 1 else ''}")
     from trainer.fit import fit
 
     result = fit(config, resume, place, say)
@@ -53,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
 def _show(config: RunConfig, result: Result, as_json: bool) -> None:
     from trainer.tracking import mlflow_command, tracking_uri
 
-    command = mlflow_command(tracking_uri(config.tracking, config.runs_dir)) if config.tracking.enabled else None
+    command = (
+        mlflow_command(tracking_uri(config.tracking, result.run.parent.parent)) if config.tracking.enabled else None
+    )
     if result.warning:
         print(f"trainer: warning: {result.warning}", file=sys.stderr)
     if as_json:
@@ -71,7 +76,8 @@ def _show(config: RunConfig, result: Result, as_json: bool) -> None:
             )
         )
         return
-    rows = [(name, f"{value:.4f}") for name, value in result.metrics.items() if not name.endswith("/loss")]
+    split = "test/" if any(name.startswith("test/") for name in result.metrics) else "val/"
+    rows = [(name, f"{value:.4f}") for name, value in result.metrics.items() if name.startswith(split)]
     rows += [
         ("samples/s", f"{result.samples_per_second:,.0f}"),
         ("waiting for data", f"{result.data_wait:.1%}"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -35,4 +35,5 @@ def build(config: Config, model: nn.Module) -> list[torch.optim.Optimizer]:
 
     groups = parameter_groups(model, config.lr, config.weight_decay)
     betas = (config.beta1, config.beta2)
-    return [bitsandbytes.optim.AdamW8bit(groups, betas=betas, eps=config.eps, min_8bit_size=config.min_8bit_size)]
+    make: Any = bitsandbytes.optim.AdamW8bit  # carries no types
+    return [make(groups, betas=betas, eps=config.eps, min_8bit_size=config.min_8bit_size)]

@@ -35,7 +35,12 @@ def build(config: Config, model: nn.Module) -> list[torch.optim.Optimizer]:
     groups = parameter_groups(model, config.lr, config.weight_decay)
     muon = [{**g, "params": [p for p in g["params"] if id(p) in hidden]} for g in groups]
     rest = [
-        {**g, "params": [p for p in g["params"] if id(p) not in hidden], "lr": config.adamw_lr, "base_lr": config.adamw_lr}
+        {
+            **g,
+            "params": [p for p in g["params"] if id(p) not in hidden],
+            "lr": config.adamw_lr,
+            "base_lr": config.adamw_lr,
+        }
         for g in groups
     ]
     return [

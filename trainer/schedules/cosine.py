@@ -21,6 +21,8 @@ class Config:
 def build(config: Config, total_steps: int) -> Callable[[int], float]:
     def factor(step: int) -> float:
         done = progress_after_warmup(step, config.warmup_steps, total_steps)
-        return warmup(step, config.warmup_steps) * (config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2)
+        return warmup(step, config.warmup_steps) * (
+            config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2
+        )
 
     return factor

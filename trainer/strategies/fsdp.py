@@ -38,7 +38,7 @@ def build(config: Config, world: World) -> Any:
         return model
 
     return ModelParallelStrategy(
-        parallelize_fn=shard,  # type: ignore[arg-type]
+        parallelize_fn=shard,
         data_parallel_size=world.size,
         tensor_parallel_size=1,
         timeout=timedelta(minutes=config.timeout_minutes),
