@@ -98,7 +98,8 @@ class Tracking:
     enabled: bool = True
     """Mirror the run to MLflow."""
     uri: str | None = None
-    """MLflow server (`https://...`) or database (`sqlite:///...`); a SQLite file beside the runs where not given."""
+    """MLflow server (`https://...`) or database (`sqlite:///...`); where not given, the
+    environment's `MLFLOW_TRACKING_URI`, else a SQLite file beside the runs."""
     experiment: str | None = None
     """MLflow experiment; the run's `name` where not given."""
     tags: dict[str, str] = field(default_factory=dict)

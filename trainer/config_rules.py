@@ -52,11 +52,16 @@ def _problems(config: RunConfig) -> Iterator[Problem]:
 
 def _uri_problems(uri: str) -> Iterator[Problem]:
     try:
-        userinfo = "@" in urlsplit(uri).netloc
+        parts = urlsplit(uri)
     except ValueError:
         yield Problem("is no valid address", "tracking.uri")
         return
-    if userinfo:
+    if parts.scheme in ("", "file"):
+        yield Problem(
+            f"{uri!r} is a folder, where MLflow keeps no runs any more: give sqlite:///PATH/mlflow.db or http(s)://SERVER",
+            "tracking.uri",
+        )
+    if "@" in parts.netloc:
         # The resolved config is written to the run directory and to MLflow: a password in it would be published.
         yield Problem(
             "holds a user name or password: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in place of it",

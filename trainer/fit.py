@@ -77,9 +77,10 @@ def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Pree
         say(f"run directory: {run.path}")
     folder = engine.from_main(run.path if run else None)
     assert folder is not None
-    tracker = Tracker(run, config.tracking) if run is not None and config.tracking.enabled else None
+    tracker: Tracker | None = None
     job: Job | None = None
     try:
+        tracker = Tracker(run, config.tracking) if run is not None and config.tracking.enabled else None
         job = _make_job(config, engine, task, data, train_set, plan, ema, run, folder, preemption, say)
         if tracker is not None:
             tracker.start()
@@ -94,15 +95,17 @@ def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Pree
             _finish(tracker, "failed", job)
         raise
     status = "finished" if done else "preempted"
+    reason = None if done else next(name for name in engine.gather(preemption.signal_name) if name)
     warning = None
     if run is not None:
-        run.end_attempt(status, None if done else preemption.signal_name)
+        run.end_attempt(status, reason)
         warning = _finish(tracker, status, job)
         run.close()
     if not done:
+        engine.from_main(None)  # the first rank that ends with an error has the launcher end the others
         raise Preempted(
-            f"stopped by {preemption.signal_name or 'a signal to another rank'} at step {job.progress.step} with a "
-            f"checkpoint written; go on with: trainer fit --resume {folder}"
+            f"stopped by {reason} at step {job.progress.step} with a checkpoint written; "
+            f"go on with: trainer fit --resume {folder}"
         )
     if run is None:
         return None
@@ -222,4 +225,6 @@ def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkp
 def _finish(tracker: Tracker | None, status: str, job: Job | None) -> str | None:
     if job is not None and job.report.display is not None:
         job.report.display.close()
-    return tracker.finish(status) if tracker is not None else None
+    # A scheduler that wants its machine back does not wait long; `trainer runs sync` sends the rest.
+    patience = 10.0 if status == "preempted" else 30.0
+    return tracker.finish(status, patience) if tracker is not None else None

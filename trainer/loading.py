@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +20,7 @@ from trainer.sampling import MicroBatch
 from trainer.task import Batch, Dataset
 
 MAX_FILLER_TRIES = 100
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @dataclass
@@ -51,10 +56,15 @@ class _Fetch:
         raise TrainerError(f"the first {MAX_FILLER_TRIES} samples of the data set can't be read: {bad[0][1]}")
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(worker: int, parent: int) -> None:
     """Leave signals to the training process: a scheduler's SIGTERM goes to the whole process group."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # Torch's workers look for their parent between two batches only; one that hangs in a read would stay for ever.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
     torch.set_num_threads(1)
 
 
@@ -76,7 +86,7 @@ def load(dataset: Dataset, micros: Iterable[MicroBatch], loading: Loading, devic
             num_workers=loading.workers,
             prefetch_factor=loading.prefetch,
             collate_fn=_unchanged,
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, parent=os.getpid()),
             # Each new iterator draws a seed: from the job's own random state, a resumed run would go on with other bits.
             generator=torch.Generator(),
             pin_memory=device.type == "cuda",

@@ -106,6 +106,7 @@ class Mirror:
             "last_error": None,
         }
         self._sent_before = dict(self.state["marks"])
+        self._saved = ""
         self._save(state="connecting")
 
     def collect(self) -> bool:
@@ -216,8 +217,8 @@ class Mirror:
             batch = [queue[index] for index in range(min(len(queue), METRICS_PER_CALL))]
             refused = self._target.log(batch)
             if refused:
-                self.state["refused"] += refused
-                log(f"MLflow refuses these values: {batch[:3]} ...")
+                self.state["refused"] += len(refused)
+                log(f"MLflow refuses metrics of these names: {', '.join(sorted({point.key for point in refused}))}")
             for point in batch:
                 queue.popleft()
                 if queue is self._queue:
@@ -263,8 +264,11 @@ class Mirror:
                 return count
 
     def _save(self, **fields: Any) -> None:
-        self.state.update(fields, updated=datetime.now(UTC).isoformat(timespec="seconds"))
-        write_atomically(self._run.path / STATE_FILE, (json.dumps(self.state, indent=1) + "\n").encode())
+        self.state.update(fields)
+        content = json.dumps(self.state, indent=1)
+        if content != self._saved:
+            write_atomically(self._run.path / STATE_FILE, content.encode())
+            self._saved = content
 
 
 class Parent:

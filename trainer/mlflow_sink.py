@@ -96,16 +96,19 @@ class MlflowRun:
         self.client.log_batch(self.id, tags=[RunTag(name(key), value[:TAG_LIMIT]) for key, value in every_tag.items()])
         return [key for key, value in params.items() if key in held and held[key] != value]
 
-    def log(self, points: Sequence[Point]) -> int:
-        """Send at most `METRICS_PER_CALL` values; returns how many MLflow refuses for what they are (0 or all)."""
+    def log(self, points: Sequence[Point]) -> list[Point]:
+        """Send at most `METRICS_PER_CALL` values; returns those that MLflow refuses for what they are."""
         metrics = [Metric(name(point.key), point.value, point.milliseconds, point.step) for point in points]
         try:
             self.client.log_batch(self.id, metrics=metrics)
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            return len(metrics)
-        return 0
+            if len(points) == 1:
+                return [points[0]]
+            half = len(points) // 2  # one bad name must not take the others with it
+            return self.log(points[:half]) + self.log(points[half:])
+        return []
 
     def log_file(self, file: Path, folder: str) -> None:
         """Send one file to `folder` of the run's artifacts (empty for their top)."""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
+ECHO_SECONDS = 2.0
+"""A scheduler signals every process of a job, and torchrun passes on what it gets: one wish may arrive twice."""
+
 
 class Preemption:
-    """Flag of a wish to stop; a second signal ends the process at once."""
+    """Flag of a wish to stop; a second signal (but for an echo of the first) ends the process at once."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._received = 0.0
         self._previous: dict[signal.Signals, object] = {}
 
     @property
@@ -21,10 +26,12 @@ class Preemption:
         return self.signal_name is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if not self.requested:
+            self.signal_name = signal.Signals(number).name
+            self._received = time.monotonic()
+        elif number == signal.SIGINT or time.monotonic() - self._received > ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.signal_name = signal.Signals(number).name
 
     def __enter__(self) -> Preemption:
         for number in SIGNALS:

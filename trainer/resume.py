@@ -28,9 +28,9 @@ def resumed_config(run: Run, config_name: str | None, overrides: Sequence[str]) 
 
 
 def find_unfinished(config: RunConfig) -> Run | None:
-    """The newest run of exactly this config that did not finish; None where there is none."""
+    """The newest run of exactly this config that did not finish and is not running; None where there is none."""
     for run in find_runs(config.runs_dir, config.name):
-        if run.status in ("preempted", "failed", "killed", "running") and _belongs(run, config):
+        if run.status in ("preempted", "failed", "killed") and _belongs(run, config):
             return run
     return None
 

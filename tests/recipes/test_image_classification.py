@@ -205,7 +205,7 @@ def test_wrong_outputs_and_weights_are_the_users_to_mend() -> None:
         task.loss(task.model, make_batch())
     with pytest.raises(UserError, match=r"class_weights: 2 values, but the data have 4 classes"):
         make_task(Config(class_weights=[1.0, 2.0]))
-    with pytest.raises(ValueError, match="^balance_classes: "):
+    with pytest.raises(ValueError, match=r"^balance_classes: "):
         Config(class_weights=[1.0], balance_classes=True)
-    with pytest.raises(ValueError, match="^class_weights: "):
+    with pytest.raises(ValueError, match=r"^class_weights: "):
         Config(class_weights=[1.0, -1.0])

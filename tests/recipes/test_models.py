@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,20 @@ def test_dropout_is_only_for_training() -> None:
     ("module", "options"), [(mlp, {"widths": [0]}), (cnn, {"widths": []}), (cnn, {"widths": [4, -1]})]
 )
 def test_own_models_refuse_widths(module: Any, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="^widths: "):
+    with pytest.raises(ValueError, match=r"^widths: "):
         module.Config(**options)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads of OpenMP wait for each other actively, which takes minutes where another program has the core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_convnet_learns_digits() -> None:
     """Real data, the whole path: data, task, model, metrics."""
     data = digits.build(digits.Config(), 0)
@@ -231,7 +242,7 @@ def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
     torch.save({"model": Touch(trap)}, tmp_path / "trap.pth")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Touch(trap)))
     for name in ("trap.pth", "plain.pt"):
-        with pytest.raises(UserError, match="holds more than tensors|cannot be read"):
+        with pytest.raises(UserError, match=r"holds more than tensors|cannot be read"):
             resnet(weights=str(tmp_path / name))
     assert not trap.exists()
 

@@ -221,5 +221,8 @@ def test_sync_says_when_it_fails(
 ) -> None:
     run = make_run(tmp_path, [0.5])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    line = refuse(capsys, "sync", run.id, "--wait", "0.5", code=1)
-    assert "MLflow: " in line and f"trainer runs sync {run.path.relative_to(tmp_path)}" in line
+    monkeypatch.setattr("trainer.tracking.SILENT_SECONDS", 0.0)
+    assert cli.main(["runs", "sync", run.id, "--wait", "0.5"]) == 1
+    waiting, line = capsys.readouterr().err.splitlines()
+    assert waiting.startswith("sending the rest to MLflow (at most ")
+    assert "MLflow: " in line and line.endswith(f"trainer runs sync {run.path.relative_to(tmp_path)}")

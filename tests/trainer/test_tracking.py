@@ -71,7 +71,7 @@ def log(run: Run, first: int, last: int) -> None:
         run.log({"step": step, "epoch": step / 10, "time": 1e9 + step, "train/loss": 1 / step})
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 150) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         result = condition()
@@ -207,6 +207,17 @@ def test_changed_parameters_do_not_stop_the_mirror(folder: Path, capsys: pytest.
     assert "keeps the first values of these parameters: train.max_epochs" in capsys.readouterr().err
     found = client_of(tracker.uri).get_run(run.record["mlflow_run_id"])
     assert found.data.params["train.max_epochs"] == "2" and found.info.status == "FINISHED"
+    run.close()
+
+
+def test_a_name_that_mlflow_refuses_takes_nothing_with_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, tracker = start(folder)
+    for step in range(1, 4):
+        run.log({"step": step, "time": 1e9, "train/loss": 1.0, "../loss": 2.0})
+    assert Mirror(run, order_of(run, tracker)).drain("finished", 60)
+    assert steps_in(client_of(tracker.uri), run) == [1, 2, 3]
+    assert read_state(run.path)["refused"] == 3
+    assert "MLflow refuses metrics of these names: ../loss" in capsys.readouterr().err
     run.close()
 
 
@@ -371,7 +382,7 @@ def test_a_dead_server_costs_nothing_and_gets_the_rest_later(
     run.end_attempt("finished")
     begin = time.monotonic()
     warning = tracker.finish("finished", 2)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
     assert warning is not None and warning.startswith("MLflow: 6000 values were not sent (")
     assert warning.endswith(f"send the rest with: trainer runs sync {run.path}")
     assert read_state(run.path)["state"] == "incomplete"
@@ -484,3 +495,31 @@ def test_system_metrics_see_the_children_of_a_process() -> None:
     assert sampler.sample()["system/process_memory_megabytes"] < before + 50, "a child that ended is left out"
     gone = SystemMetrics(child.pid).sample()
     assert "system/process_memory_megabytes" not in gone and "system/cpu_utilization_percentage" in gone
+
+
+FAKE_LIBRARY = """
+class NVMLError(Exception): pass
+class Memory: used, total = 3_000_000_000, 12_000_000_000
+class Rates: gpu = 87
+def nvmlInit(): pass
+def nvmlDeviceGetCount(): return 2
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetMemoryInfo(handle): return Memory
+def nvmlDeviceGetUtilizationRates(handle):
+    if handle == 1: raise NVMLError("not supported")
+    return Rates
+"""
+
+
+def test_system_metrics_of_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    (tmp_path / "pynvml.py").write_text(FAKE_LIBRARY)
+    values = {key: value for key, value in SystemMetrics(os.getpid()).sample().items() if "gpu" in key}
+    assert values == {
+        "system/gpu_0_utilization_percentage": 87,
+        "system/gpu_0_memory_usage_megabytes": 3000.0,
+        "system/gpu_0_memory_usage_percentage": 25.0,
+    }
+    sys.modules["pynvml"].nvmlInit = lambda: (_ for _ in ()).throw(sys.modules["pynvml"].NVMLError("no driver"))
+    assert not any("gpu" in key for key in SystemMetrics(os.getpid()).sample())

@@ -1,0 +1,91 @@
+"""A signal ends a training at the next step, with a checkpoint, whole, and on all ranks alike."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import toy_config
+from outcome import assert_same_bits, entries, only_run, record
+from processes import ForkServer, Training, wait_until
+
+SECTIONS: dict[str, Any] = {
+    "model": {"name": "toy.net", "dropout": 0.2},
+    "data": {"samples": 203, "batch_size": 8, "workers": 1, "delay": 0.01},
+    "train": {"max_epochs": 2, "ema_decay": 0.9},
+    "evaluate": {"every_epochs": None},
+}
+
+
+def start(server: ForkServer, folder: Path, name: str, *overrides: str, processes: int = 1) -> Training:
+    config = toy_config(folder, name=name, **SECTIONS)
+    return server.start("fit", "--config", str(config), "resume=auto", *overrides, cwd=folder, processes=processes)
+
+
+def wait_for_step(folder: Path, name: str, step: int, training: Training) -> None:
+    def logged() -> bool:
+        files = list((folder / "runs" / name).glob("*/metrics.jsonl"))
+        return bool(files) and f'"step": {step},' in files[0].read_text()
+
+    wait_until(lambda: logged() or None not in training.poll(), f"step {step}:\n{training.log()}")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_signal_preempts_and_the_next_attempt_goes_on_to_the_same_bits(
+    processes: int, tmp_path: Path, server: ForkServer
+) -> None:
+    undisturbed = start(server, tmp_path, "undisturbed", processes=processes)
+    preempted = []
+    for step, number in [(3, signal.SIGTERM), (6, signal.SIGUSR1)]:
+        training = start(server, tmp_path, "stopped", processes=processes)
+        wait_for_step(tmp_path, "stopped", step, training)
+        # One rank of two is signalled: the others must hear of it. With its data workers, as a scheduler does.
+        training.send(number, processes - 1, group=True)
+        training.send(number, processes - 1)  # once more, as a launcher does that passes on what it gets
+        assert training.wait() == [75] * processes, training.log()
+        assert not training.leftovers()
+        now = record(only_run(tmp_path, "stopped"))
+        assert (now["status"], now["exit_reason"]) == ("preempted", number.name)
+        last = entries(only_run(tmp_path, "stopped"))[-1]["step"]
+        assert (only_run(tmp_path, "stopped") / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
+        (line,) = [text for text in training.log().splitlines() if text.startswith("trainer: ")]
+        assert line == (
+            f"trainer: preempted: stopped by {number.name} at step {last} with a checkpoint written; "
+            f"go on with: trainer fit --resume {only_run(tmp_path, 'stopped')}"
+        )
+        preempted.append(last)
+    assert preempted == sorted(set(preempted))
+    training = start(server, tmp_path, "stopped", processes=processes)
+    wait_for_step(tmp_path, "stopped", 9, training)
+    training.send(signal.SIGINT)  # Ctrl-C reaches every process of the terminal
+    assert training.wait() == [75] * processes, training.log()
+    assert record(only_run(tmp_path, "stopped"))["exit_reason"] == "SIGINT"
+    final = start(server, tmp_path, "stopped", processes=processes)
+    assert final.wait() == undisturbed.wait() == [0] * processes, final.log()
+    assert_same_bits(only_run(tmp_path, "stopped"), only_run(tmp_path, "undisturbed"))
+    assert not final.leftovers() and not undisturbed.leftovers()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_run_that_is_stuck_at_once(number: signal.Signals, tmp_path: Path, server: ForkServer) -> None:
+    training = start(server, tmp_path, "stuck", "data.delay=1000", "data.workers=0")
+    wait_until(lambda: "run directory" in training.log(), "the start")
+    wait_until(lambda: _sent_until_handled(training, number), "the end")
+    assert training.wait() == [-number]
+    assert record(only_run(tmp_path, "stuck"))["status"] == "running"  # nothing could be written; it reads as killed
+
+
+def _sent_until_handled(training: Training, number: signal.Signals) -> bool:
+    training.send(number)
+    return None not in training.poll()
+
+
+def test_data_workers_that_hang_end_with_their_training_process(tmp_path: Path, server: ForkServer) -> None:
+    trace = tmp_path / "trace"
+    training = start(server, tmp_path, "gone", "data.workers=2", "data.delay=1000", f"data.trace={trace}")
+    wait_until(lambda: trace.exists() and len(trace.read_text().splitlines()) >= 16, "both workers to hang")
+    training.send(signal.SIGKILL)
+    assert training.wait() == [-signal.SIGKILL]
+    wait_until(lambda: not training.leftovers(), "the end of the data workers", 10)
