@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from trainer.config import RunConfig
 from trainer.errors import Problem
+from trainer.tracking import folder_refused, is_folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -56,11 +57,8 @@ def _uri_problems(uri: str) -> Iterator[Problem]:
     except ValueError:
         yield Problem("is no valid address", "tracking.uri")
         return
-    if parts.scheme in ("", "file"):
-        yield Problem(
-            f"{uri!r} is a folder, where MLflow keeps no runs any more: give sqlite:///PATH/mlflow.db or http(s)://SERVER",
-            "tracking.uri",
-        )
+    if is_folder(uri):
+        yield Problem(folder_refused(uri), "tracking.uri")
     if "@" in parts.netloc:
         # The resolved config is written to the run directory and to MLflow: a password in it would be published.
         yield Problem(

@@ -87,7 +87,7 @@ def load(dataset: Dataset, micros: Iterable[MicroBatch], loading: Loading, devic
             prefetch_factor=loading.prefetch,
             collate_fn=_unchanged,
             worker_init_fn=partial(_start_worker, parent=os.getpid()),
-            # Each new iterator draws a seed: from the job's own random state, a resumed run would go on with other bits.
+            # A new iterator draws a seed; drawn from the job's own random state, a resumed run had other bits.
             generator=torch.Generator(),
             pin_memory=device.type == "cuda",
             # Forked workers share the parent's imports and index arrays; fresh interpreters cost seconds.

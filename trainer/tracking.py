@@ -135,13 +135,23 @@ def tracking_uri(tracking: Tracking, runs_dir: str | Path) -> str:
     Raises UserError for a folder: MLflow's file store is gone since 3.13.
     """
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(runs_dir).resolve() / 'mlflow.db'}"
-    scheme = urlsplit(uri).scheme
-    if scheme in ("", "file"):
-        raise UserError(
-            f"tracking.uri: {uri!r} is a folder, and MLflow keeps no runs in folders any more; "
-            "give sqlite:///PATH/mlflow.db or the http(s):// address of a server"
-        )
+    if is_folder(uri):
+        raise UserError(f"tracking.uri: {folder_refused(uri)}")
     return uri
+
+
+def is_folder(uri: str) -> bool:
+    """Whether MLflow would take the address for a folder, where it keeps no runs since 3.13."""
+    scheme = urlsplit(uri).scheme
+    return scheme == "file" or (not scheme and not uri.startswith("databricks"))
+
+
+def folder_refused(uri: str) -> str:
+    """Why such an address is refused, and what to give."""
+    return (
+        f"{uri!r} is a folder, and MLflow keeps no runs in folders any more; "
+        "give sqlite:///PATH/mlflow.db or the http(s):// address of a server"
+    )
 
 
 def sqlite_path(uri: str) -> Path | None:

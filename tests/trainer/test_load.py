@@ -235,7 +235,7 @@ def test_rules_pass_over_what_is_right() -> None:
     for text in ("none", "full", r"layer[34]\.\d+"):
         train = replace(config.train, activation_checkpointing=text)
         assert cross_check(replace(config, train=train)) == []
-    for uri in ("sqlite:///a.db", "https://host:5000", "databricks", "./local@home"):
+    for uri in ("sqlite:///a.db", "https://host:5000", "databricks", "databricks://team"):
         assert cross_check(replace(config, tracking=replace(config.tracking, uri=uri))) == []
 
 
