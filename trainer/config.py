@@ -136,7 +136,7 @@ class RunConfig:
     """When to save, what to keep."""
     tracking: Tracking = field(default_factory=Tracking)
     """MLflow."""
-    seed: Annotated[int, ">= 0"] = 0
+    seed: Annotated[int, ">= 0", "<= 9223372036854775807"] = 0
     """Seed of weights, order of the data, augmentation and dropout."""
     runs_dir: str = "runs"
     """Folder of all runs."""

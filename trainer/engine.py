@@ -28,6 +28,7 @@ defer_init("torchmetrics")
 defer_init("lightning")
 
 from lightning.fabric import Fabric  # noqa: E402  # after the deferral, which saves 4 s
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
 from lightning.fabric.plugins.precision import HalfPrecision, MixedPrecision, Precision  # noqa: E402
 
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # its banners say nothing that our lines don't
@@ -81,7 +82,8 @@ class Engine:
             strategy=strategy.build(world),
             devices=world.local_size,
             num_nodes=world.num_nodes,
-            plugins=[self.precision],
+            # Said outright: Lightning would take a world from whatever it finds in the environment, SLURM's for one.
+            plugins=[self.precision, TorchElasticEnvironment() if world.launched else LightningEnvironment()],
         )
         fabric.launch()
         self.strategy = fabric.strategy
@@ -96,6 +98,9 @@ class Engine:
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = not train.deterministic
+        if device_type == "cpu":
+            # Lightning sets it to 1, which makes each optimizer step look for NVIDIA's library: 75 µs without a GPU.
+            os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
     # -- set-up ---------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainer import checkpoint, random_state
 from trainer.checkpoint import Checkpoint
+from trainer.component import Component
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
 from trainer.engine import Engine
@@ -34,7 +35,9 @@ def evaluate_run(run: Run, config: RunConfig, which: str, split: str, world: Wor
 
     Pictures and tables go to the run's artifacts. Raises UserError for a split or a checkpoint that is not there.
     """
-    engine = Engine(config.strategy, config.train, world)
+    # A run of many processes may be evaluated by one.
+    strategy = config.strategy if world.launched else Component("strategy", "auto", {})
+    engine = Engine(strategy, config.train, world)
     try:
         found = engine.from_main(choose(run.checkpoints, config, which, say) if world.is_main else None)
         assert found is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +32,9 @@ def evaluate(engine: Engine, task: Task, dataset: Dataset, loading: Loading, ema
     # A DDP wrapper would exchange buffers in each forward, which ranks with other batches don't answer.
     model = engine.model if engine.sharded else engine.bare
     model.eval()
-    with torch.no_grad(), ema.in_place_of_weights() if ema else nullcontext():
-        for loaded in load(dataset, plan.evaluation(engine.world.rank), loading, engine.device):
+    batches = load(dataset, plan.evaluation(engine.world.rank), loading, engine.device)
+    with torch.no_grad(), ema.in_place_of_weights() if ema else nullcontext(), closing(batches):
+        for loaded in batches:
             bad += [] if loaded.micro.filler else loaded.batch["bad"]
             if loaded.filler and not engine.sharded:
                 continue

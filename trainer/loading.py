@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from trainer.config import Loading
-from trainer.errors import TrainerError
+from trainer.errors import UserError
 from trainer.sampling import MicroBatch
 from trainer.task import Batch, Dataset
 
@@ -44,7 +47,14 @@ class _Fetch:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, micro: MicroBatch) -> Loaded:
+    def __getitem__(self, micro: MicroBatch) -> Loaded | _Failure:
+        try:
+            return self.load(micro)
+        except Exception as error:
+            return _Failure(_transferable(error), traceback.format_exc())
+
+    def load(self, micro: MicroBatch) -> Loaded:
+        """The samples of `micro`, or, where none can be read, one of the data set's first in their place."""
         batch = self.dataset.batch(micro.indices, micro.epoch)
         if len(batch["bad"]) < len(micro.indices):
             return Loaded(micro, batch, micro.filler)
@@ -53,7 +63,30 @@ class _Fetch:
             batch = self.dataset.batch([index], micro.epoch)
             if not batch["bad"]:
                 return Loaded(micro, {**batch, "bad": bad}, filler=True)
-        raise TrainerError(f"the first {MAX_FILLER_TRIES} samples of the data set can't be read: {bad[0][1]}")
+        raise UserError(
+            f"none of the first {min(len(self.dataset), MAX_FILLER_TRIES)} samples of the data set can be read: {bad[0][1]}"
+        )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An exception of a data worker, on its way to the training process."""
+
+    error: Exception
+    trace: str
+
+
+class _WorkerTraceback(Exception):
+    """Shows under --debug where in the worker it happened."""
+
+
+def _transferable(error: Exception) -> Exception:
+    """The exception itself, or its text where it can't be sent to another process."""
+    try:
+        ForkingPickler.dumps(error)
+        return copy.copy(error)  # made anew the way the receiver will
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _start_worker(worker: int, parent: int) -> None:
@@ -72,31 +105,48 @@ def _unchanged(loaded: Any) -> Any:
     return loaded
 
 
-def load(dataset: Dataset, micros: Iterable[MicroBatch], loading: Loading, device: torch.device) -> Iterator[Loaded]:
-    """Load `micros` in order, ahead of their use where there are workers, and bring them to `device`."""
+def load(
+    dataset: Dataset, micros: Iterable[MicroBatch], loading: Loading, device: torch.device
+) -> Generator[Loaded, None, None]:
+    """Load `micros` in order, ahead of their use where there are workers, and bring them to `device`.
+
+    Close the iterator when done: its workers end then, and a process does not end before its workers.
+    """
     fetch = _Fetch(dataset)
-    batches: Iterable[Loaded]
     if loading.workers == 0:
-        batches = (fetch[micro] for micro in micros)
-    else:
-        batches = DataLoader(
-            fetch,  # type: ignore[arg-type]  # a map by micro-batch, not by number
-            sampler=micros,
-            batch_size=None,
-            num_workers=loading.workers,
-            prefetch_factor=loading.prefetch,
-            collate_fn=_unchanged,
-            worker_init_fn=partial(_start_worker, parent=os.getpid()),
-            # A new iterator draws a seed; drawn from the job's own random state, a resumed run had other bits.
-            generator=torch.Generator(),
-            pin_memory=device.type == "cuda",
-            # Forked workers share the parent's imports and index arrays; fresh interpreters cost seconds.
-            multiprocessing_context="fork",
-        )
-    for loaded in batches:
-        if device.type != "cpu":
-            loaded.batch = {name: _to_device(value, device) for name, value in loaded.batch.items()}
-        yield loaded
+        for micro in micros:
+            yield _moved(fetch.load(micro), device)
+        return
+    loader = DataLoader(
+        fetch,  # type: ignore[arg-type]  # a map by micro-batch, not by number
+        sampler=micros,
+        batch_size=None,
+        num_workers=loading.workers,
+        prefetch_factor=loading.prefetch,
+        collate_fn=_unchanged,
+        worker_init_fn=partial(_start_worker, parent=os.getpid()),
+        # Each new iterator draws a seed: from the job's own random state, a resumed run would go on with other bits.
+        generator=torch.Generator(),
+        pin_memory=device.type == "cuda",
+        # Forked workers share the parent's imports and index arrays; fresh interpreters cost seconds.
+        multiprocessing_context="fork",
+    )
+    batches: Any = iter(loader)
+    try:
+        for loaded in batches:
+            if isinstance(loaded, _Failure):
+                raise loaded.error from _WorkerTraceback(f"\n{loaded.trace}")
+            yield _moved(loaded, device)
+    finally:
+        batches._shutdown_workers()
+        for worker in batches._workers:
+            worker.kill()  # what still hangs in a read: it does not listen to the SIGTERM that torch sends
+
+
+def _moved(loaded: Loaded, device: torch.device) -> Loaded:
+    if device.type != "cpu":
+        loaded.batch = {name: _to_device(value, device) for name, value in loaded.batch.items()}
+    return loaded
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

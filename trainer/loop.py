@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from trainer.config import Loading, RunConfig
@@ -43,11 +44,16 @@ class Job:
 
 def train(job: Job) -> bool:
     """Train to the end, or to the first wish to stop; True when done, False when stopped with a checkpoint."""
+    micros = job.plan.training(job.progress.consumed, job.engine.world.rank)
+    with closing(load(job.train_set, micros, job.loading, job.engine.device)) as batches:
+        return _train(job, batches)
+
+
+def _train(job: Job, batches: Iterator[Loaded]) -> bool:
     engine, task, progress, report = job.engine, job.task, job.progress, job.report
     nominal = job.plan.global_batch
     # DDP and FSDP average over ranks; with this factor the sum of all gradients is that of the mean over `nominal`.
     share = engine.world.size / nominal
-    batches = load(job.train_set, job.plan.training(progress.consumed, engine.world.rank), job.loading, engine.device)
     cadence = _Cadence(job)
     engine.model.train()
     while progress.step < job.total_steps:

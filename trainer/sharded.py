@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ def load(folder: Path, engine: Engine | None) -> Tensors:
         else:
             wanted[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
     group = engine.control_group if engine is not None else None
-    dcp.load(wanted, storage_reader=reader, process_group=group, no_dist=group is None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+        dcp.load(wanted, storage_reader=reader, process_group=group, no_dist=group is None)
     return wanted
 
 

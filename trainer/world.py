@@ -17,15 +17,12 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    launched: bool = False
+    """Whether a launcher made this world; torchrun may make one of a single process, too."""
 
     @property
     def num_nodes(self) -> int:
         return self.size // self.local_size
-
-    @property
-    def launched(self) -> bool:
-        """Whether a launcher made this world (torchrun does so for one process, too)."""
-        return self.size > 1
 
     @property
     def is_main(self) -> bool:
@@ -42,7 +39,9 @@ def from_environment(env: Mapping[str, str] = os.environ) -> World:
     if missing:
         raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not: start the processes with torchrun")
     try:
-        world = World(*(int(env[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        world = World(
+            *(int(env[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")), launched=True
+        )
     except ValueError as error:
         raise UserError(f"RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be whole numbers: {error}") from None
     if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size):

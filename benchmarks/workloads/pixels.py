@@ -34,6 +34,8 @@ class Pixels:
         shape = (config.samples, config.channels, config.size, config.size)
         self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
         self.labels = torch.randint(0, NUM_CLASSES, (config.samples,), generator=draw)
+        self.scale = torch.full((config.channels, 1, 1), 1 / (255 * STD))
+        self.shift = torch.full((config.channels, 1, 1), -MEAN / STD)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,6 +44,10 @@ class Pixels:
         """What the peers call: one batch by its indices [B]."""
         turns.tick()
         return self.images[index], self.labels[index]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(x / 255 - mean) / std per channel, for the peers; as `recipes.image_classification` does it."""
+        return torch.addcmul(self.shift, images, self.scale)
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """What `trainer fit` calls."""

@@ -111,7 +111,10 @@ class Contender:
 def contenders(
     context: ForkServerContext, targets: dict[str, Callable[[Connection, Path], None]], folder: Path
 ) -> Iterator[dict[str, Contender]]:
-    """Start all, one after the other; each target is called with its connection and the file for what it prints."""
+    """Start all, wait until all are at their first step, and end them after use.
+
+    Each target is called with its connection and the file for what it prints.
+    """
     started: dict[str, Contender] = {}
     try:
         for number, (name, target) in enumerate(targets.items()):
@@ -121,7 +124,8 @@ def contenders(
             process.start()
             there.close()
             started[name] = Contender(name, process, here, log)
-            started[name].wait_until_ready()
+        for contender in started.values():
+            contender.wait_until_ready()
         yield started
     finally:
         for contender in started.values():

@@ -21,8 +21,8 @@ class Config:
 
 
 def require_world(name: str, world: World) -> None:
-    """A UserError where several processes are needed and one was started."""
-    if world.size == 1:
+    """A UserError where no launcher made a world; one of a single process is what is left of an elastic job."""
+    if not world.launched:
         raise UserError(
             f"strategy: {name} needs several processes, but there is one: start them with "
             "`torchrun --nproc-per-node=2 -m trainer fit ...`, or set strategy=auto"
