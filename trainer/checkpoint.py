@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -141,9 +142,17 @@ def newest_whole(checkpoints: Path, report: Callable[[str], None]) -> Checkpoint
     return None
 
 
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint a name under which it is none, and return that; an earlier one of it is replaced."""
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+    return aside
+
+
 def best(checkpoints: Path, monitor: str, mode: str) -> Checkpoint | None:
     """The readable checkpoint with the best value of `monitor`, the older one where two are equal."""
-    candidates = [c for c in _readable(checkpoints) if monitor in c.manifest.metrics]
+    candidates = [c for c in _readable(checkpoints) if not math.isnan(c.manifest.metrics.get(monitor, math.nan))]
     sign = 1 if mode == "max" else -1
     return max(candidates, key=lambda c: (sign * c.manifest.metrics[monitor], -c.manifest.step), default=None)
 

@@ -21,7 +21,7 @@ from trainer.blocks import apply_activation_checkpointing, compile_blocks
 from trainer.component import Component
 from trainer.config import Train
 from trainer.deferred import defer_init
-from trainer.errors import UserError
+from trainer.errors import EXIT_FAILURE, EXIT_USER, TrainerError, UserError
 from trainer.world import World
 
 defer_init("torchmetrics")
@@ -200,6 +200,25 @@ class Engine:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on all ranks; where it raises an error there, all ranks raise one."""
+        if self._control is None:
+            return work()
+        answer: tuple[Any, int, str] = (None, 0, "")
+        caught: Exception | None = None
+        if self.world.is_main:
+            try:
+                answer = (work(), 0, "")
+            except Exception as error:
+                caught = error
+                answer = (None, getattr(error, "exit_code", EXIT_FAILURE), str(error))
+        value, code, message = self.from_main(answer)
+        if caught is not None:
+            raise caught
+        if code:
+            raise (UserError if code == EXIT_USER else TrainerError)(message)
+        return value  # type: ignore[no-any-return]
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks in their order, on every rank."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer import checkpoint, random_state, saving, state
+from trainer import checkpoint, failures, random_state, saving, state
 from trainer.checkpoint import Checkpoint
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
@@ -17,8 +17,8 @@ from trainer.evaluation import evaluate
 from trainer.loop import Job, train
 from trainer.preemption import Preemption
 from trainer.progress import Progress as Display
-from trainer.report import Report, write_pictures
-from trainer.resume import find_unfinished
+from trainer.report import Report, known_bad_samples, write_pictures
+from trainer.resume import begin, go_back
 from trainer.run import Run
 from trainer.sampling import Plan
 from trainer.saving import Saver
@@ -67,16 +67,9 @@ def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Pree
     ema = WeightAverage(engine.bare, config.train.ema_decay) if config.train.ema_decay else None
 
     main = engine.world.is_main
-    run = None
-    if main:
-        run = resume or (find_unfinished(config) if config.resume == "auto" else None)
-        is_new = run is None
-        run = run or Run.create(config, engine.world.size, data.fingerprint)
-        if not is_new:
-            run.begin_attempt(engine.world.size)
-        say(f"run directory: {run.path}")
-    folder = engine.from_main(run.path if run else None)
-    assert folder is not None
+    folder = engine.on_main(lambda: begin(config, resume, engine.world.size, data.fingerprint).path)
+    run = Run(folder) if main else None
+    say(f"run directory: {folder}")
     tracker: Tracker | None = None
     job: Job | None = None
     try:
@@ -90,9 +83,12 @@ def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Pree
         if done:
             metrics |= _test(config, job, data, folder)
     except BaseException as error:
+        cause = failures.note(folder, engine.world, error)
         if run is not None:
-            run.end_attempt("failed", f"{type(error).__name__}: {error}")
+            run.end_attempt("failed", failures.describe(cause))
             _finish(tracker, "failed", job)
+        if cause is not error:
+            raise cause from error
         raise
     status = "finished" if done else "preempted"
     reason = None if done else next(name for name in engine.gather(preemption.signal_name) if name)
@@ -138,7 +134,8 @@ def _make_job(
     say: Say,
 ) -> Job:
     saver = Saver(folder / "checkpoints", config.checkpoint, engine)
-    progress = _restore(config, engine, ema, folder, run, say)
+    progress = _restore(config, engine, ema, folder, say)
+    bad = engine.on_main(lambda: known_bad_samples(folder))
     left = plan.steps_left(progress.consumed, config.train.max_epochs) if config.train.max_epochs else math.inf
     total_steps = int(min(progress.step + left, config.train.max_steps or math.inf))
     display = Display(total_steps, plan.steps_per_epoch, progress.step) if run is not None else None
@@ -154,28 +151,21 @@ def _make_job(
         ema=ema,
         progress=progress,
         saver=saver,
-        report=Report(run, display, len(train_set), config.loading.max_bad_samples),
+        report=Report(run, display, len(train_set), config.loading.max_bad_samples, bad=bad),
         preemption=preemption,
         loading=config.loading,
         eval_loading=replace(config.loading, batch_size=config.evaluate.batch_size or config.loading.batch_size),
     )
 
 
-def _restore(
-    config: RunConfig, engine: Engine, ema: WeightAverage | None, folder: Path, run: Run | None, say: Say
-) -> state.Progress:
+def _restore(config: RunConfig, engine: Engine, ema: WeightAverage | None, folder: Path, say: Say) -> state.Progress:
     """Load the newest whole checkpoint of the run into the engine, or start from the beginning."""
-    found: Checkpoint | None = None
-    if run is not None:
-        found = checkpoint.newest_whole(folder / "checkpoints", say)
-        run.rewind(found.manifest.step if found else 0)
-    found = engine.from_main(found)
+    found = engine.on_main(lambda: go_back(Run(folder), say))
     if found is None:
         # From here on ranks differ: each draws its own dropout.
         random_state.seed_everything(random_state.rank_seed(config.seed, engine.world.rank))
         return state.Progress()
-    if run is not None:
-        say(f"going on from {found.path.name}")
+    say(f"going on from {found.path.name}")
     loaded = saving.load(found.path, found.manifest, engine)
     return state.restore(engine, ema, loaded, config.seed)
 

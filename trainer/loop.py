@@ -162,7 +162,7 @@ class _Cadence:
                 f"checkpoint.monitor: no metric {rule.monitor!r}; there are: {', '.join(sorted(metrics))}"
             )
         value, sign = metrics[rule.monitor], 1 if rule.mode == "max" else -1
-        if progress.best is not None and sign * value <= sign * progress.best:
+        if math.isnan(value) or (progress.best is not None and sign * value <= sign * progress.best):
             return False
         progress.best = value
         return True

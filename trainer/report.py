@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,11 +14,14 @@ import torch
 from trainer import checkpoint, state
 from trainer.errors import UserError
 from trainer.evaluation import evaluate
+from trainer.files import write_atomically
 from trainer.progress import Progress as Display
 from trainer.run import Run
 
 if TYPE_CHECKING:
     from trainer.loop import Job
+
+BAD_SAMPLES = "bad_samples.jsonl"
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Report:
     aside: float = 0.0
     """Seconds spent in evaluation and in the stalls of saving."""
     bad: set[tuple[str, int]] = field(default_factory=set)
+    """Split and index of the samples that could not be read."""
     _started: float = field(default_factory=time.perf_counter)
     _marks: tuple[float, int, float] = (0.0, 0, 0.0)
 
@@ -100,10 +105,10 @@ class Report:
                 continue
             self.bad.add((split, index))
             if self.run is not None:
-                with (self.run.path / "bad_samples.jsonl").open("a") as file:
+                with (self.run.path / BAD_SAMPLES).open("a") as file:
                     file.write(json.dumps({"split": split, "index": index, "reason": reason}) + "\n")
         if len(self.bad) > self.max_bad_samples:
-            where = f"; they are listed in {self.run.path / 'bad_samples.jsonl'}" if self.run else ""
+            where = f"; they are listed in {self.run.path / BAD_SAMPLES}" if self.run else ""
             last = samples[-1][1]
             raise UserError(
                 f"{len(self.bad)} samples can't be read and data.max_bad_samples is {self.max_bad_samples}: "
@@ -121,6 +126,18 @@ class Report:
             "epoch": round(progress.consumed / self.samples_per_epoch, 4),
             "time": round(time.time(), 3),
         }
+
+
+def known_bad_samples(folder: Path) -> set[tuple[str, int]]:
+    """Samples that earlier attempts of the run listed: they count against the limit, and are not listed again."""
+    file = folder / BAD_SAMPLES
+    if not file.exists():
+        return set()
+    text = file.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:  # torn by a crash
+        write_atomically(file, whole.encode())
+    return {(entry["split"], entry["index"]) for entry in map(json.loads, whole.splitlines())}
 
 
 def write_pictures(run: Run, split: str, metrics: Any) -> None:

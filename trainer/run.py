@@ -202,11 +202,12 @@ class Run:
             data = data[os.write(self._metrics_file, data) :]
 
     def rewind(self, step: int) -> int:
-        """Drop what was logged after `step`, and lines torn by a crash; returns how many entries were dropped."""
+        """Drop what was logged after `step`, lines torn by a crash, and the test's result, which is found anew at the
+        end; returns how many entries were dropped."""
         self.close()
         kept, dropped = [], 0
         for _, entry in self._lines():
-            if entry is None or entry.get("step", 0) > step:
+            if entry is None or entry.get("step", 0) > step or any(key.startswith("test/") for key in entry):
                 dropped += 1
             else:
                 kept.append(_encode({key: _finite(value) for key, value in entry.items()}) + "\n")

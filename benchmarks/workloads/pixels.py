@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,11 +48,11 @@ class Pixels:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(x / 255 - mean) / std per channel, for the peers; as `recipes.image_classification` does it."""
-        return torch.addcmul(self.shift, images, self.scale)
+        return torch.addcmul(self.shift, images.float(), self.scale)
 
     def batch(self, indices: Sequence[int], epoch: int) -> Batch:
         """What `trainer fit` calls."""
-        images, labels = self.gather(torch.tensor(indices))
+        images, labels = self.gather(torch.from_numpy(np.asarray(indices)))
         return {"image": images, "label": labels, "bad": []}
 
 
