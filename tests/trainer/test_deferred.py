@@ -1,0 +1,28 @@
+"""Lightning's floor without its Trainer, and its Trainer where somebody asks for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from harness import environment
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_fabric_is_imported_without_what_only_the_trainer_needs() -> None:
+    heavy = ("torchvision", "transformers", "lightning.pytorch")
+    code = f"import sys, trainer.engine; print(*[name for name in {heavy} if name in sys.modules])"
+    assert python(code).split() == []
+
+
+def test_the_whole_package_is_there_for_who_asks() -> None:
+    code = (
+        "import trainer.engine, lightning, torchmetrics; "
+        "print(lightning.Trainer.__name__, torchmetrics.Accuracy.__name__, lightning.__version__ > '2')"
+    )
+    assert python(code).split() == ["Trainer", "Accuracy", "True"]
