@@ -50,7 +50,7 @@ MIRROR_SECONDS = 60.0
 
 def main() -> None:
     arguments = parse_arguments(__doc__)
-    works, rounds, seconds = ((MLP,), 3, 0.4) if arguments.quick else ((RESNET, MLP), 11, 4.0)
+    works, rounds, seconds = ((MLP,), 3, 0.4) if arguments.quick else ((RESNET, MLP), 9, 2.5)
     # A server that has imported the slow common part once is forked for each contender.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

@@ -231,7 +231,10 @@ def test_schema_of_the_docs_takes_their_examples(tmp_path: Path, capsys: pytest.
     assert cli.main(["check", "--schema"]) == 0
     validator = Draft202012Validator(json.loads(capsys.readouterr().out))
     named = {
-        block.file: yaml.safe_load(block.text) for page in PAGES for block in blocks(page) if block.language == "yaml" and block.file
+        block.file: yaml.safe_load(block.text)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language == "yaml" and block.file
     }
     refused = {name for name, example in named.items() if not validator.is_valid(example)}
     assert refused == {"broken.yaml"} and len(named) >= 6
@@ -327,16 +330,22 @@ def test_make(tmp_path: Path) -> None:
         assert set(lines) <= {shown(c) for b in blocks(ROOT / page) if b.language == "sh" for c in commands(b)}, page
         for line in lines:
             if line.startswith("make "):
-                assert "-m pytest" in (planned := run("make", "--dry-run", *line.split()[1:])) or "test" not in line, planned
+                assert "-m pytest" in (planned := run("make", "--dry-run", *line.split()[1:])) or "test" not in line, (
+                    planned
+                )
 
 
 def test_make_refuses_an_old_python_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
     old = tmp_path / "python3"
-    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 10, 4); exec(sys.argv[1])" "$2"\n')
+    old.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 10, 4); exec(sys.argv[1])" "$2"\n'
+    )
     old.chmod(0o755)
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run(["make", "quickstart", f"PYTHON={old}"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["make", "quickstart", f"PYTHON={old}"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and not (tmp_path / ".venv").exists()
     assert "Python 3.11 to 3.14 is needed" in done.stderr and "PYTHON=python3.12" in done.stderr
 

@@ -149,9 +149,10 @@ class Engine:
         if self._scaler is not None:
             for optimizer in self.optimizers:
                 self._scaler.unscale_(optimizer)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        if factor != 1.0 and gradients:
-            torch._foreach_mul_(gradients, factor)
+        if factor != 1.0:
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, factor)
         if self._train.clip_norm is None:
             return None
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._train.clip_norm, foreach=True)

@@ -59,13 +59,12 @@ class _Fetch:
         if len(batch["bad"]) < len(micro.indices):
             return Loaded(micro, batch, micro.filler)
         bad = batch["bad"]
-        for index in range(min(len(self.dataset), MAX_FILLER_TRIES)):
+        tries = min(len(self.dataset), MAX_FILLER_TRIES)
+        for index in range(tries):
             batch = self.dataset.batch([index], micro.epoch)
             if not batch["bad"]:
                 return Loaded(micro, {**batch, "bad": bad}, filler=True)
-        raise UserError(
-            f"none of the first {min(len(self.dataset), MAX_FILLER_TRIES)} samples of the data set can be read: {bad[0][1]}"
-        )
+        raise UserError(f"none of the first {tries} samples of the data set can be read: {bad[0][1]}")
 
 
 @dataclass(frozen=True)

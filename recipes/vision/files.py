@@ -86,13 +86,15 @@ def fingerprint(splits: Mapping[str, Files]) -> str:
     """Hash of the relative path and the size of every file; contents are not read."""
     digest = hashlib.sha256()
     for name, files in sorted(splits.items()):
-        for index in np.argsort(files.starts):
-            path = files.path(int(index))
+        digest.update(name.encode() + b"\0")
+        root, text = os.fsencode(files.root) + b"/", files.text.tobytes()
+        for start, end in zip(files.starts.tolist(), files.ends.tolist(), strict=True):
+            path = text[start:end]
             try:
-                size = os.stat(path).st_size
+                size = os.stat(root + path).st_size
             except OSError:
                 size = -1  # a broken link, say: met again, and counted, when it is read
-            digest.update(b"%s\0%s\0%d\n" % (name.encode(), files.relative(int(index)), size))
+            digest.update(b"%s\0%d\n" % (path, size))
     return digest.hexdigest()
 
 

@@ -69,7 +69,9 @@ def test_single_under_several_processes_and_a_batch_too_large_are_one_line_each(
 ) -> None:
     training = start(server, tmp_path, strategy={"name": "single"})
     assert training.wait(SOON) == [2, 2]
-    assert told(training) == ["trainer: error: strategy: single runs one process, but 2 were started; use auto, ddp or fsdp"]
+    assert told(training) == [
+        "trainer: error: strategy: single runs one process, but 2 were started; use auto, ddp or fsdp"
+    ]
     training = start(server, tmp_path, "data.batch_size=51")
     assert training.wait(SOON) == [2, 2]
     (line,) = told(training)

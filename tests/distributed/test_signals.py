@@ -69,7 +69,9 @@ def test_each_signal_preempts_and_the_next_attempt_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_a_run_that_is_stuck_at_once(number: signal.Signals, tmp_path: Path, server: ForkServer) -> None:
+def test_a_second_signal_ends_a_run_that_is_stuck_at_once(
+    number: signal.Signals, tmp_path: Path, server: ForkServer
+) -> None:
     training = start(server, tmp_path, "stuck", "data.delay=1000", "data.workers=0")
     wait_until(lambda: "run directory" in training.log(), "the start")
     wait_until(lambda: _sent_until_handled(training, number), "the end")

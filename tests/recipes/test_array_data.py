@@ -16,6 +16,7 @@ from harness import environment
 
 from recipes.data import digits, fashion_mnist
 from recipes.vision.arrays import ArrayDataset
+from recipes.vision.splits import stratified_split
 from trainer.errors import UserError
 
 
@@ -108,6 +109,17 @@ def test_transforms_that_do_not_fit() -> None:
         digits.Config(val_fraction=0.5, test_fraction=0.5)
     with pytest.raises(ValueError, match=r"^std: "):
         digits.Config(std=[0.0])
+
+
+@pytest.mark.parametrize("counts", [[10, 20, 3], [1, 2, 100], [1], []])
+def test_stratified_split(counts: list[int]) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    parts = stratified_split(labels, [0.2, 0.3], seed=3)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(sum(counts)))
+    for label, count in enumerate(counts):
+        rest, first, second = (int((labels[part] == label).sum()) for part in parts)
+        assert rest >= 1
+        assert abs(first - 0.2 * count) <= 1 and abs(second - 0.3 * count) <= 1
 
 
 # -- Fashion-MNIST ------------------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ RANDOM: list[Any] = [
     {"GridDropout": {}},
     {"RandomFog": {}},
     {"ISONoise": {}},
-    {"Superpixels": {"p": 0.5}},
     {"OneOf": {"transforms": ["Blur", {"MotionBlur": {"blur_limit": 5}}, "MedianBlur"], "p": 0.7}},
     {"SomeOf": {"transforms": ["VerticalFlip", "Transpose", "RandomRotate90"], "n": 2}},
 ]

@@ -114,6 +114,25 @@ def test_pictures_are_normalised_on_the_device_and_floats_pass() -> None:
     assert torch.equal(seen[1], floats["image"])
 
 
+def test_pictures_of_any_size_and_order_of_memory_are_normalised() -> None:
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(4))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return self.bias.expand(len(images), 4)
+
+    task = make_task(network=Spy())
+    nhwc = make_batch()["image"]
+    for images in (nhwc, nhwc.contiguous(), nhwc[:, :, :4, :3], nhwc[:3], nhwc.contiguous()[..., :2], nhwc):
+        task.loss(task.model, {"image": images, "label": torch.zeros(len(images), dtype=torch.int64)})
+        torch.testing.assert_close(seen[-1], normalised(images), rtol=1e-5, atol=1e-5)
+
+
 def test_half_precision_weights_get_half_precision_pictures() -> None:
     task = make_task(network=linear().bfloat16())
     torch.set_default_dtype(torch.bfloat16)  # what Fabric's half precision does around the forward pass
