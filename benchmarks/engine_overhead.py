@@ -19,6 +19,8 @@ import json
 import multiprocessing
 import os
 import random
+import signal
+import sys
 import tempfile
 import time
 from functools import partial
@@ -51,6 +53,7 @@ MIRROR_SECONDS = 60.0
 def main() -> None:
     arguments = parse_arguments(__doc__)
     works, rounds, seconds = ((MLP,), 3, 0.4) if arguments.quick else ((RESNET, MLP), 9, 2.5)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # no contender may be left, standing still
     # A server that has imported the slow common part once is forked for each contender.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

@@ -102,14 +102,14 @@ def show(title: str, rows: Sequence[Row]) -> None:
     for name in ("median", "spread", "ours ÷ it", "goal"):
         table.add_column(name, justify="right")
     for row in rows:
-        unit = f"{row.unit}, {row.better} is better"
-        table.add_row(f"[bold]{row.case}[/bold]", "[bold]ours[/bold]", *_figures(row.ours), "", "")
+        table.add_row(f"[bold]{row.case}[/bold]", "[bold]ours[/bold]", *_figures(row.ours, row.unit), "", "")
         for number, (name, samples) in enumerate(row.peers.items()):
             goal = ""
             if row.goal is not None and row.goal.peer == name:
                 sign = "≥" if row.better == "higher" else "≤"
                 goal = f"{sign} {row.goal.ratio:.2f} {'[green]met' if row.is_met else '[red]missed'}"
-            table.add_row(unit if number == 0 else "", name, *_figures(samples), f"{row.ratio(name):.3f}", goal)
+            better = f"{row.better} is better" if number == 0 else ""
+            table.add_row(better, name, *_figures(samples, row.unit), f"{row.ratio(name):.3f}", goal)
         table.add_section()
     # Pipes and files get the whole width: a cut figure is none.
     console = Console()
@@ -140,5 +140,5 @@ def _cpu_model() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _figures(samples: Sequence[float]) -> tuple[str, str]:
-    return f"{statistics.median(samples):,.4g}", f"{spread(samples):.1%}"
+def _figures(samples: Sequence[float], unit: str) -> tuple[str, str]:
+    return f"{statistics.median(samples):,.4g} {unit}", f"{spread(samples):.1%}"

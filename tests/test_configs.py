@@ -16,12 +16,12 @@ from trainer.layers import CONFIGS, shipped_configs
 from trainer.load import dump, load
 
 TINY = ["train.max_steps=2", "train.device=cpu", "strategy=auto", "tracking.enabled=false", "data.workers=0"]
-PICTURES = ["data.path=pictures", "data.batch_size=2"]
+PICTURES = ["data.path=pictures", "data.batch_size=4"]
 SMALLER = {
     "resnet50.yaml": [
         *PICTURES,
         "model.num_classes=2",
-        "data.augment=[{RandomResizedCrop: {size: [32, 32]}}, {HorizontalFlip: {}}]",
+        "data.augment=[{RandomResizedCrop: {size: [64, 64]}}, {HorizontalFlip: {}}]",
     ],
 }
 """Config -> what it needs beside `TINY` where it reads data from a folder."""
@@ -34,8 +34,8 @@ def folder(tmp_path: Path) -> Path:
         for label in ("left", "right"):
             place = tmp_path / "pictures" / split / label
             place.mkdir(parents=True)
-            for number in range(3):
-                cv2.imwrite(str(place / f"{number}.jpg"), draw.integers(0, 256, (40, 40, 3), np.uint8))
+            for number in range(4):
+                cv2.imwrite(str(place / f"{number}.jpg"), draw.integers(0, 256, (72, 72, 3), np.uint8))
     return tmp_path
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UserError
@@ -66,8 +69,29 @@ def apply_activation_checkpointing(model: nn.Module, which: str) -> list[str]:
         blocks = ", ".join(find_blocks(model)) or "none"
         raise UserError(f"train.activation_checkpointing: no module is named {which!r}; the model's blocks: {blocks}")
     for module in chosen.values():
-        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+        module.forward = partial(
+            checkpoint, module.forward, use_reentrant=False, context_fn=partial(_recompute_contexts, module)
+        )
     return list(chosen)
+
+
+def _recompute_contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of the forward pass and of its repetition."""
+    return nullcontext(), _keep_statistics(module)
+
+
+@contextmanager
+def _keep_statistics(module: nn.Module) -> Iterator[None]:
+    """The running statistics of a BatchNorm were moved in the forward pass; its repetition must leave them alone."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def compile_blocks(model: nn.Module) -> None:

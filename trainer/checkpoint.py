@@ -102,6 +102,8 @@ def read(path: Path) -> Checkpoint:
             )
         manifest = Manifest(**raw)
         assert isinstance(manifest.step, int) and isinstance(manifest.files, dict)
+        if "state.json" not in manifest.files:
+            raise ValueError("it lists no state.json")
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise DamagedCheckpoint(f"{path.name} is damaged ({MANIFEST}: {error})") from error
     return Checkpoint(path, manifest)

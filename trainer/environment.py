@@ -65,11 +65,16 @@ def process_started(pid: int) -> int | None:
 
     None where there is no such process, or the system doesn't tell (all but Linux).
     """
+    fields = _stat(pid)
+    return int(fields[19]) if fields else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of `/proc/PID/stat` from the state on; empty where there is none."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return int(text.rpartition(")")[2].split()[19])
+        return []
 
 
 def alive(pid: int, started: int | None) -> bool:
@@ -80,5 +85,7 @@ def alive(pid: int, started: int | None) -> bool:
         return False
     except PermissionError:  # somebody else's process: it exists
         pass
-    now = process_started(pid)
-    return started is None or now is None or now == started
+    fields = _stat(pid)
+    if fields and fields[0] in "ZX":  # it ended, and nobody asked: in a container without an init this lasts
+        return False
+    return started is None or not fields or int(fields[19]) == started

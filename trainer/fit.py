@@ -84,7 +84,10 @@ def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Pree
             metrics |= _test(config, job, data, folder)
     except BaseException as error:
         cause = failures.note(folder, engine.world, error)
+        if job is not None:
+            job.saver.settle()
         if run is not None:
+            run.close()
             run.end_attempt("failed", failures.describe(cause))
             _finish(tracker, "failed", job)
         if cause is not error:

@@ -140,6 +140,7 @@ def load(
         batches._shutdown_workers()
         for worker in batches._workers:
             worker.kill()  # what still hangs in a read: it does not listen to the SIGTERM that torch sends
+            worker.join(5)
 
 
 def _moved(loaded: Loaded, device: torch.device) -> Loaded:

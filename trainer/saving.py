@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from trainer.files import write_atomically
 from trainer.state import JobState, Tensors
 from trainer.tensor_file import write_tensors
 
+SETTLE_SECONDS = 30.0
 GROUPS = ("model", "optimizer", "ema", "random")
 
 
@@ -57,6 +59,11 @@ class Saver:
             error, self._error = self._error, None
             raise error
 
+    def settle(self) -> None:
+        """After an error elsewhere: let a checkpoint that is being written be finished, if that is soon."""
+        if self._thread is not None:
+            self._thread.join(SETTLE_SECONDS)
+
     def _copy(self, group: str, tensors: Tensors) -> Tensors:
         """Copies on the CPU, in buffers kept from save to save: new memory costs more than the copy itself."""
         if self._rank != 0 and not (self._sharded and group != "random"):
@@ -77,6 +84,8 @@ class Saver:
             self._write(copies, numbers, manifest)
         except BaseException as error:  # raised in the training thread by `wait`
             self._error = error
+            if self._rank == 0:  # a full disk has to take the record of the failure yet
+                shutil.rmtree(checkpoint.unfinished_folder(self.folder, manifest.step), ignore_errors=True)
 
     def _write(self, copies: dict[str, Tensors], numbers: dict[str, Any], manifest: Manifest) -> None:
         target = checkpoint.unfinished_folder(self.folder, manifest.step)

@@ -74,7 +74,8 @@ def restore(engine: Engine, ema: WeightAverage | None, state: JobState, seed: in
         mine = {key.rsplit("/", 1)[1]: value for key, value in values.items() if key.rsplit("/", 1)[0] == name}
         parameter = engine.parameter(name)
         assert parameter is not None
-        live.update({key: _place(value, key, parameter, engine) for key, value in mine.items()})
+        written = state.model[name].dtype
+        live.update({key: _place(value, key, parameter, written, engine) for key, value in mine.items()})
     if state.numbers["scaler"]:
         engine.precision.load_state_dict(state.numbers["scaler"])
     progress = Progress(**state.numbers["progress"])
@@ -109,14 +110,18 @@ def _optimizer_states(engine: Engine) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _place(value: Any, key: str, parameter: torch.Tensor, engine: Engine) -> Any:
-    if not isinstance(value, torch.Tensor):
+def _place(value: Any, key: str, parameter: torch.Tensor, written: torch.dtype, engine: Engine) -> Any:
+    """One value of an optimizer's state for `parameter`, which was of type `written` when it was saved."""
+    if not isinstance(value, torch.Tensor) or (key == "step" and not engine.fused):
         return value
-    if key == "step" and not engine.fused:
-        return value
-    if hasattr(parameter, "device_mesh") and not hasattr(value, "device_mesh") and value.shape == parameter.shape:
+    if value.dtype == written:  # train.precision may have changed
+        value = value.to(parameter.dtype)
+    if value.shape != parameter.shape or hasattr(value, "device_mesh"):
+        return value.to(engine.device)
+    if hasattr(parameter, "device_mesh"):
         return _distribute(value, parameter)
-    return value.to(engine.device)
+    # Fused kernels walk through memory: the state must lie there in the weight's own order, e.g. channels_last.
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _distribute(whole: torch.Tensor, like: Any) -> torch.Tensor:

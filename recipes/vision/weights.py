@@ -76,7 +76,8 @@ def _unwrap(content: Any, path: str) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    items = content.items() if isinstance(content, Mapping) else ()
+    if not items or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in items):
         raise UserError(f"model.weights: {path} holds no state_dict (names and tensors)")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
