@@ -7,6 +7,7 @@ page cache with the same number of workers, decode, crop, scale and flip them, a
 224×224 to the training process. Each contender is a process of its own; in each round each takes one turn, in a new
 order, while the others and their workers stand still. A turn first uses up what was loaded ahead, then is timed.
 
+Each scales by its own default: albumentations by OpenCV's bilinear filter, torchvision by one that also averages.
 Memory is the workers' PSS: what is shared is divided among those who share it.
 """
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
+import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import UserError
@@ -62,7 +63,9 @@ def apply_activation_checkpointing(model: nn.Module, which: str) -> list[str]:
         chosen = find_blocks(model) or {"": model}
     else:
         pattern = re.compile(which)
-        chosen = {name: module for name, module in model.named_modules() if name and pattern.fullmatch(name)}
+        # A ModuleList has a name but is never called itself.
+        called = {name: m for name, m in model.named_modules() if name and type(m).forward is not nn.Module.forward}
+        chosen = {name: module for name, module in called.items() if pattern.fullmatch(name)}
         nested = [name for name in chosen if any(name.startswith(f"{other}.") for other in chosen)]
         chosen = {name: module for name, module in chosen.items() if name not in nested}
     if not chosen:
@@ -82,19 +85,22 @@ def _recompute_contexts(module: nn.Module) -> tuple[AbstractContextManager[None]
 
 @contextmanager
 def _keep_statistics(module: nn.Module) -> Iterator[None]:
-    """The running statistics of a BatchNorm were moved in the forward pass; its repetition must leave them alone."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    """Running statistics of a BatchNorm have moved in the forward pass; its repetition leaves them where they are."""
+    norms = [part for part in module.modules() if isinstance(part, _NormBase) and part.training]
+    # `data` has a version of its own: autograd takes a change of the buffer itself for a change of what it saved.
+    buffers = [buffer.data for norm in norms for buffer in norm.buffers(recurse=False)]
+    kept = [buffer.clone() for buffer in buffers]
     try:
         yield
     finally:
-        for norm, momentum, count in kept:
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block in place (names of parameters stay), or the whole model where it has none."""
+    """Compile each block in place (names of parameters stay), or the whole model where it has none.
+
+    Comes before `apply_activation_checkpointing`: what is recomputed is then the compiled block.
+    """
     for block in find_blocks(model).values() or [model]:
-        block.compile()
+        block.forward = torch.compile(block.forward)

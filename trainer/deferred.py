@@ -10,6 +10,8 @@ import importlib.metadata
 import importlib.util
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -41,3 +43,18 @@ def defer_init(package: str) -> None:
     module.__package__ = package
     module.__version__ = importlib.metadata.version(package)  # type: ignore[attr-defined]  # asked for at import
     sys.modules[package] = module
+
+
+@contextmanager
+def without_import_of(package: str) -> Iterator[None]:
+    """Within the context, importing `package` gives its version and no more; afterwards it is imported as ever.
+
+    For a package that is only asked for its version. Its submodules can't be left deferred: those of torchmetrics
+    can be imported in no other order than by its `__init__`.
+    """
+    defer_init(package)
+    try:
+        yield
+    finally:
+        if type(sys.modules.get(package)) is _DeferredPackage:
+            del sys.modules[package]

@@ -20,16 +20,15 @@ from torch.distributed.fsdp import FSDPModule
 from trainer.blocks import apply_activation_checkpointing, compile_blocks
 from trainer.component import Component
 from trainer.config import Train
-from trainer.deferred import defer_init
+from trainer.deferred import defer_init, without_import_of
 from trainer.errors import EXIT_FAILURE, EXIT_USER, TrainerError, UserError
 from trainer.world import World
 
-defer_init("torchmetrics")
 defer_init("lightning")
-
-from lightning.fabric import Fabric  # noqa: E402  # after the deferral, which saves 4 s
-from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment  # noqa: E402
-from lightning.fabric.plugins.precision import HalfPrecision, MixedPrecision, Precision  # noqa: E402
+with without_import_of("torchmetrics"):  # both together save 4 s
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+    from lightning.fabric.plugins.precision import HalfPrecision, MixedPrecision, Precision
 
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # its banners say nothing that our lines don't
 
@@ -111,9 +110,9 @@ class Engine:
         """
         model = self.precision.convert_module(model)
         self.strategy.module_to_device(model)
-        apply_activation_checkpointing(model, self._train.activation_checkpointing)
         if self._train.compile:
             compile_blocks(model)
+        apply_activation_checkpointing(model, self._train.activation_checkpointing)
         self.bare = model
         self.model = self.strategy.setup_module(model)
         self.optimizers = build_optimizers(self.bare)

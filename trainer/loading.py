@@ -116,7 +116,7 @@ def load(
         for micro in micros:
             yield _moved(fetch.load(micro), device)
         return
-    loader = DataLoader(
+    loader: DataLoader[Loaded | _Failure] = DataLoader(
         fetch,  # type: ignore[arg-type]  # a map by micro-batch, not by number
         sampler=micros,
         batch_size=None,

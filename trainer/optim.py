@@ -6,26 +6,29 @@ from typing import Any
 
 from torch import nn
 
+from trainer.errors import UserError
+
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups, with and without weight decay; norms, biases and other vectors are not decayed."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    seen: set[int] = set()  # a tied parameter is met twice: it belongs to the group of its first owner
     for module in model.modules():
         is_norm = "Norm" in type(module).__name__
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or id(parameter) in seen:
                 continue
+            seen.add(id(parameter))
             exempt = is_norm or parameter.ndim <= 1 or name == "bias" or name.endswith("_bias")
             (plain if exempt else decayed).append(parameter)
-    # A tied parameter is met twice; each belongs to the group of its first owner.
-    seen: set[int] = set()
-    groups = []
-    for parameters, decay in ((decayed, weight_decay), (plain, 0.0)):
-        unique = [p for p in parameters if not (id(p) in seen or seen.add(id(p)))]  # type: ignore[func-returns-value]
-        if unique:
-            groups.append({"params": unique, "weight_decay": decay, "lr": lr, "base_lr": lr})
-    return groups
+    if not seen:
+        raise UserError("model: none of its weights is trainable, so there is nothing to learn")
+    return [
+        {"params": parameters, "weight_decay": decay, "lr": lr, "base_lr": lr}
+        for parameters, decay in ((decayed, weight_decay), (plain, 0.0))
+        if parameters
+    ]
 
 
 def warmup(step: int, warmup_steps: int) -> float:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from trainer.checkpoint import DamagedCheckpoint, hash_file
 from trainer.engine import Engine
+from trainer.errors import TrainerError
 from trainer.state import Tensors
 
 _ALLOWED = {
@@ -67,7 +71,8 @@ def save(folder: Path, tensors: Tensors, group: Any) -> dict[str, dict[str, Any]
     """Every rank writes its part; rank 0 gets the files (relative to the checkpoint) with hash and size."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
-    dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+    with _plain_errors(TrainerError, f"{folder}: could not be written"):
+        dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
     rank = dist.get_rank(group) if group is not None else 0
     mine = [path for path in folder.iterdir() if path.name.startswith(f"__{rank}_")]
     if rank == 0:
@@ -93,10 +98,21 @@ def load(folder: Path, engine: Engine | None) -> Tensors:
         else:
             wanted[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
     group = engine.control_group if engine is not None else None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _plain_errors(DamagedCheckpoint, f"{folder}: could not be read"):
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
         dcp.load(wanted, storage_reader=reader, process_group=group, no_dist=group is None)
     return wanted
+
+
+@contextmanager
+def _plain_errors(kind: type[TrainerError], message: str) -> Iterator[None]:
+    """DCP's own exception is no Exception, and its text is the tracebacks of all ranks: tell the first cause."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        first_line = str(cause).partition("\n")[0]
+        raise kind(f"{message} (rank {rank}: {type(cause).__name__}: {first_line})") from error
 
 
 def _sync(path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from harness import toy_config
-from outcome import entries, only_run, record
-from processes import ForkServer, Training
+from outcome import entries, only_run, record, state
+from processes import ForkServer, Training, wait_until
 
 SOON = 40.0
 
@@ -28,11 +28,14 @@ def told(training: Training, rank: int = 0) -> list[str]:
 def test_an_exception_on_one_rank_ends_all_and_its_cause_is_written_down(
     rank: int, strategy: str, tmp_path: Path, server: ForkServer
 ) -> None:
-    training = start(server, tmp_path, recipe={"name": "toy.failing_recipe", "rank": rank}, strategy=strategy)
+    failing = {"name": "toy.failing_recipe", "rank": rank}
+    training = start(server, tmp_path, "checkpoint.every_steps=1", recipe=failing, strategy=strategy)
     assert training.wait(SOON) == [1, 1]
     assert "trainer: failed: ValueError: the sky is falling (--debug shows the traceback)" in told(training, rank)[0]
     now = record(only_run(tmp_path))
     assert now["status"] == "failed" and "the sky\nis falling" in now["exit_reason"], now["exit_reason"]
+    # What was being written when it failed is finished.
+    assert state(only_run(tmp_path))[1]["progress"]["step"] == 3
 
 
 def test_an_exception_in_a_data_worker_of_one_rank_ends_all(tmp_path: Path, server: ForkServer) -> None:
@@ -90,8 +93,6 @@ def test_what_only_rank_0_finds_out_ends_the_others_too(tmp_path: Path, server: 
     assert "has checkpoint format 99, this version reads up to 1: upgrade yaml-trainer" in line
 
     busy = start(server, tmp_path, "name=busy", "data.delay=0.02", "train.max_epochs=1000")
-    from processes import wait_until
-
     wait_until(lambda: list((tmp_path / "runs").glob("busy/*/metrics.jsonl")), "the start")
     second = server.run("fit", "--resume", str(only_run(tmp_path, "busy")), cwd=tmp_path, processes=2)
     assert second.wait() == [2, 2]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness import toy_config
+from processes import ForkServer
 from safetensors.torch import load_file
 
 from trainer.checkpoint import newest_whole
@@ -92,3 +93,30 @@ def test_an_unsharded_checkpoint_is_plain_safetensors(folder: Path) -> None:
     (run,) = (folder / "runs" / "ddp").iterdir()
     (path,) = (run / "checkpoints").glob("step-*/model.safetensors")
     assert set(load_file(path)) >= {"0.weight", "2.bias"}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_gradients_are_exchanged_on_the_last_micro_batch_only(
+    strategy: str, tmp_path: Path, server: ForkServer
+) -> None:
+    exchanges = []
+    for name, accumulate, batch_size in (("accumulated", 3, 5), ("plain", 1, 15)):
+        config = toy_config(
+            tmp_path,
+            name=name,
+            recipe={"name": "toy.watching", "out": str(tmp_path / name)},
+            data={"samples": 120, "batch_size": batch_size},
+            train={"accumulate": accumulate, "max_epochs": 2},
+            evaluate={"every_epochs": None, "test": False},
+            strategy={"name": strategy},
+        )
+        training = server.run("fit", "--config", str(config), cwd=tmp_path, processes=2)
+        assert training.wait() == [0, 0], training.log()
+        ranks = [[line.split() for line in Path(f"{tmp_path / name}.{r}").read_text().splitlines()] for r in (0, 1)]
+        exchanges.append([int(count) for count, _ in ranks[0]])
+        if strategy == "ddp" and accumulate == 3:  # what has been added up so far is each rank's own
+            partial = [(float(a[1]), float(b[1])) for n, (a, b) in enumerate(zip(*ranks, strict=True)) if n % 3]
+            assert len(partial) == 16 and all(one != other for one, other in partial)
+    accumulated, plain = exchanges
+    assert len(accumulated) == 24 and len(plain) == 8 and plain[1] > 0
+    assert accumulated == [count for count in plain for _ in range(3)]

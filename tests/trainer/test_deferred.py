@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from harness import environment
 
 
@@ -26,3 +27,14 @@ def test_the_whole_package_is_there_for_who_asks() -> None:
         "print(lightning.Trainer.__name__, torchmetrics.Accuracy.__name__, lightning.__version__ > '2')"
     )
     assert python(code).split() == ["Trainer", "Accuracy", "True"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from torchmetrics.classification import MulticlassAccuracy as found",
+        "from lightning.pytorch.callbacks import Callback as found",
+    ],
+)
+def test_users_import_whatever_they_like_afterwards(statement: str) -> None:
+    assert "found" in python(f"import trainer.engine; {statement}; print('found', found)")

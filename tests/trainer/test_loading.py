@@ -140,13 +140,14 @@ def test_a_batch_of_bad_samples_only_becomes_a_filler_that_names_them(workers: i
     order = [loaded.batch["x"].tolist() for loaded in first(3, Numbers(), 0)]
     bad = [*order[1], order[2][0], 0]
     _, empty, partly = first(3, Numbers(bad=bad), workers)
-    assert empty.filler and not empty.micro.filler and sorted(empty.batch["bad"]) == [(i, f"{i} is bad") for i in sorted(order[1])]
+    assert empty.filler and not empty.micro.filler
+    assert sorted(empty.batch["bad"]) == [(i, f"{i} is bad") for i in sorted(order[1])]
     assert empty.batch["x"].tolist() == [min(i for i in range(50) if i not in bad)]
     assert not partly.filler and partly.batch["x"].tolist() == order[2][1:]
 
 
 def test_where_no_sample_can_be_read_the_user_hears_so() -> None:
-    with pytest.raises(UserError, match="none of the first 50 samples of the data set can be read: .* is bad"):
+    with pytest.raises(UserError, match=r"none of the first 50 samples of the data set can be read: .* is bad"):
         first(1, Numbers(bad=range(50)), 0)
 
 

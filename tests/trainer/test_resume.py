@@ -128,7 +128,7 @@ def test_a_run_that_is_still_at_work_is_left_alone(
     assert content(run) == before
 
 
-def test_a_run_whose_process_ended_unnoticed_by_its_parent_is_taken_up(run: Path, tmp_path: Path, finished: Path) -> None:
+def test_a_run_whose_process_is_a_zombie_is_taken_up(run: Path, tmp_path: Path, finished: Path) -> None:
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
         zombie = {"pid": process.pid, "process_started": environment.process_started(process.pid)}

@@ -43,7 +43,11 @@ def build(config: Config, model: nn.Module) -> list[torch.optim.Optimizer]:
         }
         for g in groups
     ]
-    return [
-        torch.optim.Muon([g for g in muon if g["params"]], momentum=config.momentum),
-        torch.optim.AdamW([g for g in rest if g["params"]], fused=rest[0]["params"][0].device.type in ("cpu", "cuda")),
+    rest = [g for g in rest if g["params"]]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon([g for g in muon if g["params"]], momentum=config.momentum)
     ]
+    if rest:
+        fused = rest[0]["params"][0].device.type in ("cpu", "cuda")
+        optimizers.append(torch.optim.AdamW(rest, fused=fused))
+    return optimizers
