@@ -31,7 +31,7 @@ from trainer.layers import SECTIONS
 from trainer.load import component_fields, load
 from trainer.validation import default_of
 
-TINY = ["train.device=cpu", "tracking.enabled=false", "train.max_steps=4"]
+TINY = ["train.device=cpu", "tracking.enabled=false", "train.max_steps=4", "evaluate.test=false"]
 """Appended to every training."""
 TRACKED = "trainer fit --config quickstart.yaml resume=auto"
 """The training whose run the MLflow commands after it need."""

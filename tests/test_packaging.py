@@ -138,12 +138,11 @@ def test_installed_wheel_trains_in_an_empty_folder(wheel: Path, tmp_path: Path) 
 
     assert "quickstart.yaml" in run([sys.executable, "-m", "trainer", "list", "configs"], folder, PYTHONPATH=str(site))
     script = str(site / "bin" / "trainer")
-    overrides = ["train.max_epochs=1", "tracking.system_metrics=false"]
+    overrides = ["train.max_epochs=1", "tracking.enabled=false"]
     line = [script, "fit", "--config", "quickstart.yaml", *overrides, "--json"]
     result = json.loads(run(line, folder, PYTHONPATH=str(site)))
     assert result["steps"] == 20 and result["metrics"]["test/accuracy"] > 0.3
     assert (folder / result["run"]).is_relative_to(folder) and (folder / result["run"] / "config.yaml").is_file()
     record = json.loads((folder / result["run"] / "run.json").read_text())
-    assert record["status"] == "finished" and record["mlflow_run_id"]
+    assert record["status"] == "finished"
     assert record["versions"]["yaml-trainer"] == trainer.__version__
-    assert (folder / "runs" / "mlflow.db").is_file()

@@ -159,6 +159,17 @@ def best(checkpoints: Path, monitor: str, mode: str) -> Checkpoint | None:
     return max(candidates, key=lambda c: (sign * c.manifest.metrics[monitor], -c.manifest.step), default=None)
 
 
+def best_whole(checkpoints: Path, monitor: str, mode: str, report: Callable[[str], None]) -> Checkpoint | None:
+    """The best checkpoint that verifies; each damaged one on the way is reported and set aside."""
+    while (top := best(checkpoints, monitor, mode)) is not None:
+        try:
+            verify(top)
+            return top
+        except DamagedCheckpoint as error:
+            report(f"{error}; it is kept as {set_aside(top.path).name}, and the next best is used")
+    return None
+
+
 def clean_up(checkpoints: Path, keep: int, monitor: str | None, mode: str) -> list[Path]:
     """Remove all but the `keep` newest and the best; returns what was removed."""
     kept = {c.path for c in _readable(checkpoints)[-keep:]}

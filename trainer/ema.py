@@ -26,14 +26,18 @@ class WeightAverage:
             name: tensor.detach().clone() if tensor.dtype in _EXACT else tensor.detach().float()
             for name, tensor in self._live.items()
         }
+        # Sharded weights and whole buffers can't go through one kernel.
+        kinds = {name: hasattr(tensor, "device_mesh") for name, tensor in self._live.items()}
+        self._names = [[name for name in kinds if kinds[name] == kind] for kind in set(kinds.values())]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step `step` (1 for the first)."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages = list(self.tensors.values())
-        live = [t.detach().to(a.dtype) for t, a in zip(self._live.values(), averages, strict=True)]
-        torch._foreach_lerp_(averages, live, weight)
+        for names in self._names:
+            averages = [self.tensors[name] for name in names]
+            live = [self._live[name].detach().to(self.tensors[name].dtype) for name in names]
+            torch._foreach_lerp_(averages, live, weight)
 
     @contextmanager
     def in_place_of_weights(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeVar
 
@@ -192,6 +192,15 @@ class Engine:
         if self.world.size > 1:
             for name in sorted(tensors):
                 dist.all_reduce(tensors[name])
+
+    def share_buffers(self, average: Mapping[str, torch.Tensor]) -> None:
+        """Give all ranks the buffers of rank 0 and their averages: batch statistics are otherwise each rank's own."""
+        if self.world.size > 1:
+            buffers = {name: t for name, t in self._by_name.items() if not isinstance(t, nn.Parameter)}
+            for name, tensor in buffers.items():
+                dist.broadcast(tensor, src=0)
+                if name in average:
+                    dist.broadcast(average[name], src=0)
 
     def from_main(self, value: T) -> T:
         """The value of rank 0, on all ranks. Only for what our own process sent: it is pickled on the way."""

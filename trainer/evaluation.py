@@ -31,6 +31,7 @@ def evaluate(engine: Engine, task: Task, dataset: Dataset, loading: Loading, ema
     bad: list[tuple[int, str]] = []
     # A DDP wrapper would exchange buffers in each forward, which ranks with other batches don't answer.
     model = engine.model if engine.sharded else engine.bare
+    engine.share_buffers(ema.tensors if ema else {})
     model.eval()
     batches = load(dataset, plan.evaluation(engine.world.rank), loading, engine.device)
     with torch.no_grad(), ema.in_place_of_weights() if ema else nullcontext(), closing(batches):

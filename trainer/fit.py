@@ -67,7 +67,7 @@ def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Pree
     ema = WeightAverage(engine.bare, config.train.ema_decay) if config.train.ema_decay else None
 
     main = engine.world.is_main
-    folder = engine.on_main(lambda: begin(config, resume, engine.world.size, data.fingerprint).path)
+    folder = engine.on_main(lambda: begin(config, resume, engine.world.size, data.fingerprint, say).path)
     run = Run(folder) if main else None
     say(f"run directory: {folder}")
     tracker: Tracker | None = None
@@ -81,7 +81,7 @@ def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Pree
         job.saver.wait()
         metrics = _last_metrics(run)
         if done:
-            metrics |= _test(config, job, data, folder)
+            metrics |= _test(config, job, data, folder, say)
     except BaseException as error:
         cause = failures.note(folder, engine.world, error)
         if job is not None:
@@ -188,14 +188,15 @@ def _last_metrics(run: Run | None) -> dict[str, float]:
     return metrics
 
 
-def _test(config: RunConfig, job: Job, data: Data, folder: Path) -> dict[str, float]:
+def _test(config: RunConfig, job: Job, data: Data, folder: Path, say: Say) -> dict[str, float]:
     """Evaluate once on the test split, with the best weights where `checkpoint.monitor` names them."""
     test_set = data.split("test")
     if not config.evaluate.test or test_set is None:
         return {}
     rule = config.checkpoint
     if rule.monitor is not None:
-        best = job.engine.from_main(checkpoint.best(folder / "checkpoints", rule.monitor, rule.mode))
+        monitor, mode = rule.monitor, rule.mode
+        best = job.engine.on_main(lambda: checkpoint.best_whole(folder / "checkpoints", monitor, mode, say))
         if best is not None and best.manifest.step != job.progress.step:
             load_for_evaluation(job.engine, job.ema, best)
     result = evaluate(job.engine, job.task, test_set, job.eval_loading, job.ema)

@@ -9,6 +9,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.config import RunConfig
 from trainer.errors import UserError
 from trainer.files import write_atomically
+from trainer.lineage import lineage
 from trainer.load import diff, dump, load
 from trainer.run import Run, find_runs
 
@@ -44,11 +45,15 @@ def find_unfinished(config: RunConfig) -> Run | None:
     return None
 
 
-def begin(config: RunConfig, resume: Run | None, world_size: int, data_fingerprint: str) -> Run:
+def begin(
+    config: RunConfig, resume: Run | None, world_size: int, data_fingerprint: str, say: Callable[[str], None]
+) -> Run:
     """Make the run directory, or start another attempt on `resume` or on the unfinished run that `auto` finds."""
     run = resume or (find_unfinished(config) if config.resume == "auto" else None)
     if run is None:
         return Run.create(config, world_size, data_fingerprint)
+    if run.record["lineage"]["data"] != lineage({}, None, data_fingerprint, "")["data"]:
+        say("warning: the data are not those that this run began with: the epoch goes on in another order")
     run.begin_attempt(world_size)
     if diff(run.config(), config):  # the next attempt goes on as this one, with its train.max_epochs
         write_atomically(run.path / "config.yaml", dump(config).encode())

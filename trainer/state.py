@@ -42,6 +42,7 @@ class JobState:
 
 def capture(engine: Engine, ema: WeightAverage | None, progress: Progress) -> JobState:
     """The job's state as references to live tensors; all ranks call it. Copy them before the next step."""
+    engine.share_buffers(ema.tensors if ema else {})  # what is written must be what every rank goes on with
     optimizer: Tensors = {}
     optimizer_numbers: dict[str, float] = {}
     for name, state in _optimizer_states(engine):

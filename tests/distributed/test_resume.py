@@ -6,12 +6,13 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from harness import toy_config
-from outcome import assert_same_bits, entries, only_run, record
+from outcome import assert_same_bits, entries, only_run, record, state
 from processes import ForkServer, wait_until
 
 RANDOM = {
-    "model": {"name": "toy.net", "dropout": 0.3},
+    "model": {"name": "toy.net", "dropout": 0.3, "norm": "batch"},
     "data": {"samples": 203, "batch_size": 8, "workers": 2, "prefetch": 2, "delay": 0.004},
     "train": {"max_epochs": 4, "ema_decay": 0.95, "clip_norm": 1.0, "accumulate": 2},
     "schedule": {"name": "cosine", "warmup_steps": 10},
@@ -34,6 +35,32 @@ def logged(folder: Path, name: str, step: int) -> bool:
 
 def saving(folder: Path, name: str) -> bool:
     return any((folder / "runs" / name).glob("*/checkpoints/.unfinished-*"))
+
+
+ODD = {
+    "ddp": {"strategy": {"name": "ddp", "find_unused_parameters": True}},
+    "fsdp": {"strategy": {"name": "fsdp"}, "model": {"name": "toy.odd_net", "channels_last": False}},
+}
+
+
+@pytest.mark.parametrize("strategy", ODD)
+def test_tied_frozen_and_unused_weights_and_batch_statistics_go_on(
+    strategy: str, tmp_path: Path, server: ForkServer
+) -> None:
+    sections = {"model": {"name": "toy.odd_net"}, "train": {"ema_decay": 0.9, "clip_norm": 1.0}, **ODD[strategy]}
+    undisturbed = toy_config(tmp_path, name="undisturbed", **sections)
+    reference = server.start("fit", "--config", str(undisturbed), cwd=tmp_path, processes=2)
+    config = toy_config(tmp_path, name="stopped", **sections)
+    first = server.run("fit", "--config", str(config), "train.max_steps=5", cwd=tmp_path, processes=2)
+    assert first.wait() == [0, 0], first.log()
+    run = only_run(tmp_path, "stopped")
+    second = server.run("fit", "--resume", str(run), "train.max_steps=null", cwd=tmp_path, processes=2)
+    assert second.wait() == reference.wait() == [0, 0], second.log()
+    tensors, numbers = state(run)
+    wanted, wanted_numbers = state(only_run(tmp_path, "undisturbed"))
+    assert [name for name in wanted if not torch.equal(tensors[name], wanted[name]) and "gauss" not in name] == []
+    assert numbers == wanted_numbers
+    assert entries(run)[-1] == entries(only_run(tmp_path, "undisturbed"))[-1]  # the metrics of the test split
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -14,6 +14,7 @@ import pytest
 from harness import toy_config
 from outcome import assert_same_bits, entries, losses, only_run, record
 from stopping import stopping
+from toy import points
 
 from trainer import environment
 from trainer.cli import main
@@ -317,6 +318,31 @@ def test_bad_samples_of_earlier_attempts_count_and_are_listed_once(
     capsys.readouterr()
     assert resume(run, "train.max_steps=60", "train.max_epochs=3", "data.max_bad_samples=2") == 2
     assert "3 samples can't be read and data.max_bad_samples is 2" in errors(capsys)[0]
+
+
+def test_a_damaged_best_gives_way_to_the_next_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = {"name": "toy.given_metrics", "values": [0.5, 0.9, 0.8, 0.1]}
+    monitor = {"monitor": "val/given", "keep": 9, "every_epochs": 1}
+    train = {"max_epochs": 4}
+    assert fit(tmp_path, "toy", "evaluate.test=false", recipe=recipe, checkpoint=monitor, train=train) == 0
+    run = only_run(tmp_path)
+    flip(run / "checkpoints" / "step-00000020" / "model.safetensors")
+    capsys.readouterr()
+    assert resume(run, "evaluate.test=true") == 0
+    told = capsys.readouterr().err
+    assert "step-00000020 is damaged (model.safetensors: its sha256 differs); it is kept as damaged-step-000" in told
+    assert not (run / "checkpoints" / "step-00000020").exists()
+
+
+def test_data_that_have_changed_are_told(
+    run: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(points.Points, "fingerprint", "other points")
+    assert resume(run) == 0
+    assert "warning: the data are not those that this run began with" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert resume(run, "train.max_steps=21", "train.max_epochs=3") == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_nothing_to_train_says_what_to_pass(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
