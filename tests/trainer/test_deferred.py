@@ -38,3 +38,19 @@ def test_the_whole_package_is_there_for_who_asks() -> None:
 )
 def test_users_import_whatever_they_like_afterwards(statement: str) -> None:
     assert "found" in python(f"import trainer.engine; {statement}; print('found', found)")
+
+
+def test_imported_objects_are_kept_from_the_collector() -> None:
+    code = """
+import gc, sys
+from trainer.deferred import uncollected
+with uncollected():
+    assert not gc.isenabled()
+    import xml.dom.minidom
+frozen = gc.get_freeze_count()
+with uncollected():
+    import xml.dom.minidom
+    young = [[] for _ in range(3)]
+print(frozen > 1000, gc.get_freeze_count() - frozen, gc.isenabled(), any(item is young for item in gc.get_objects()))
+"""
+    assert python(code).split() == ["True", "0", "True", "True"]

@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     place = world.from_environment()
     found = Run.open(args.run)
     config = resumed_config(found, None, args.overrides)
-    from trainer.evaluate import evaluate_run
+    with uncollected():
+        from trainer.evaluate import evaluate_run
 
     def say(text: str) -> None:
         if place.is_main:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from trainer import cli, world
+from trainer.deferred import uncollected
 from trainer.errors import EXIT_DONE, UserError
 from trainer.progress import summary_table
 
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
     parts = f"{config.recipe.name}, model {config.model.name}, data {config.data.name}"
     say(f"{config.name}: {parts}, {place.size} process{'es' if place.size > 1 else ''}")
-    from trainer.fit import fit
+    with uncollected():
+        from trainer.fit import fit
 
     result = fit(config, resume, place, say)
     if result is not None:
