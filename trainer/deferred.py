@@ -7,7 +7,6 @@ torchmetrics, torchvision and transformers: 4 s of CPU that every rank, trial an
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import importlib.util
 import sys
 import types
@@ -33,6 +32,8 @@ class _DeferredPackage(types.ModuleType):
 
 def defer_init(package: str) -> None:
     """Let submodules of `package` be imported without its `__init__`, which still runs on first real use."""
+    import importlib.metadata  # here: the command line uses this file, too, and shall not wait for it
+
     if package in sys.modules:
         return
     spec = importlib.util.find_spec(package)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 
 from trainer import world
+from trainer.deferred import uncollected
 from trainer.errors import EXIT_DONE, UserError
 from trainer.progress import summary_table
 
