@@ -32,7 +32,7 @@ class _DeferredPackage(types.ModuleType):
 
 def defer_init(package: str) -> None:
     """Let submodules of `package` be imported without its `__init__`, which still runs on first real use."""
-    import importlib.metadata  # here: the command line uses this file, too, and shall not wait for it
+    from importlib.metadata import version  # here: the command line uses this file, too, and shall not wait for it
 
     if package in sys.modules:
         return
@@ -43,7 +43,7 @@ def defer_init(package: str) -> None:
     module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, spec.origin
     module.__path__ = list(spec.submodule_search_locations or [])
     module.__package__ = package
-    module.__version__ = importlib.metadata.version(package)  # type: ignore[attr-defined]  # asked for at import
+    module.__version__ = version(package)  # type: ignore[attr-defined]  # asked for at import
     sys.modules[package] = module
 
 
