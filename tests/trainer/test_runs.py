@@ -47,7 +47,9 @@ def save(run: Run, step: int, metrics: dict[str, float]) -> Path:
     unfinished.mkdir(parents=True)
     weights = unfinished / "model.safetensors"
     weights.write_bytes(step.to_bytes(8, "little"))
-    files = {weights.name: {"sha256": checkpoint.hash_file(weights), "size": 8}}
+    numbers = unfinished / "state.json"
+    numbers.write_text("{}")
+    files = {f.name: {"sha256": checkpoint.hash_file(f), "size": f.stat().st_size} for f in (weights, numbers)}
     manifest = checkpoint.Manifest(step, 10 * step, 1, False, metrics, files)
     return checkpoint.publish(unfinished, manifest)
 
