@@ -15,8 +15,8 @@ import pytest
 from trainer.cli import main
 
 GOLDEN = Path(__file__).parent / "golden" / "image_classification.json"
-# Other processors add in another order: the last bits of a sum differ, a changed order of the data does not hide there.
-TOLERANCE = 1e-4
+# Another processor or number of threads adds in another order (2e-4 seen); a changed order of the data shows more.
+TOLERANCE = 1e-3
 COMMON = [
     *("fit", "--config", "quickstart.yaml", "train.max_steps=20", "train.log_every=1", "train.device=cpu"),
     *("tracking.enabled=false", "evaluate.every_steps=10", "recipe.label_smoothing=0.1", "train.ema_decay=0.9"),
