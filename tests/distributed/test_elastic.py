@@ -39,9 +39,11 @@ def test_one_run_in_many_worlds_sees_each_sample_once_an_epoch_and_gives_the_sam
         (1, "auto", 24, 4),
         (2, "ddp", 12, 7),
         (3, "fsdp", 8, 13),
-        (2, "fsdp", 12, 17),
-        (1, "single", 24, 20),
-        (2, "ddp", 12, None),
+        (2, "fsdp", 12, 15),
+        (1, "single", 24, 17),
+        (2, "fsdp", 12, 20),
+        (2, "ddp", 12, 25),
+        (1, "auto", 24, None),
     ]
     target = ["--config", config(tmp_path, "moving", batch_size=24)]
     for processes, strategy, batch_size, last in phases:
@@ -64,7 +66,7 @@ def test_one_run_in_many_worlds_sees_each_sample_once_an_epoch_and_gives_the_sam
         if not name.startswith("random/"):
             difference = (others[name].double() - tensors[name].double()).abs().max()
             assert difference <= 1e-5 * tensors[name].double().abs().max(), name
-    assert [attempt["world_size"] for attempt in record(moving)["attempts"]] == [1, 2, 3, 2, 1, 2]
+    assert [attempt["world_size"] for attempt in record(moving)["attempts"]] == [1, 2, 3, 2, 1, 2, 2, 1]
 
 
 def test_a_global_batch_that_changes_on_the_way_still_covers_each_sample_once(
