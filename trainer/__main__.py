@@ -11,7 +11,12 @@ def main() -> int:
         return 2
     from trainer.cli import main as run
 
-    return run()
+    code = run()
+    if code == 75:
+        from trainer.preemption import ignore_signals
+
+        ignore_signals()
+    return code
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ class Preemption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.requested:
+            self._received = time.monotonic()  # first: the echo may come between these two lines
             self.signal_name = signal.Signals(number).name
-            self._received = time.monotonic()
         elif number == signal.SIGINT or time.monotonic() - self._received > ECHO_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -41,3 +41,10 @@ class Preemption:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def ignore_signals() -> None:
+    """For a process that is about to end as preempted: a launcher that sees another rank end sends one signal more,
+    which must not change this one's exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -32,7 +32,7 @@ class Saver:
         self._rank = engine.world.rank
         self._sharded = engine.sharded
         # Its own group: the writing threads talk to each other while the training threads do.
-        self._group = dist.new_group(backend="gloo") if engine.world.size > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if engine.world.size > 1 else None
         self._buffers: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -91,21 +91,23 @@ class Saver:
         target = checkpoint.unfinished_folder(self.folder, manifest.step)
         if self._rank == 0:
             target.mkdir(exist_ok=True)  # another rank may have come first
-        files: dict[str, dict[str, Any]] = {}
         if self._sharded:
             flat = {f"{group}/{name}": t for group in GROUPS[:3] for name, t in copies[group].items()}
-            files.update(sharded.save(target / "sharded", flat, self._group))
-        if self._rank != 0:
-            return
+            manifest.files.update(sharded.save(target / "sharded", flat, self._group))
+        if self._rank == 0:
+            self._publish(target, copies, numbers, manifest)
+        if self._sharded and self._group is not None:
+            dist.barrier(self._group)  # no rank may leave before: rank 0 would lose what it has yet to hear from it
+
+    def _publish(self, target: Path, copies: dict[str, Tensors], numbers: dict[str, Any], manifest: Manifest) -> None:
         for group in GROUPS:
             if copies[group] and (group == "random" or not self._sharded):
-                files[f"{group}.safetensors"] = write_tensors(target / f"{group}.safetensors", copies[group])
+                manifest.files[f"{group}.safetensors"] = write_tensors(target / f"{group}.safetensors", copies[group])
         write_atomically(target / "state.json", json.dumps(numbers).encode())
-        files["state.json"] = {
+        manifest.files["state.json"] = {
             "sha256": checkpoint.hash_file(target / "state.json"),
             "size": (target / "state.json").stat().st_size,
         }
-        manifest.files.update(files)
         checkpoint.publish(target, manifest)
         checkpoint.clean_up(self.folder, self._config.keep, self._config.monitor, self._config.mode)
 

@@ -43,9 +43,9 @@ def test_each_signal_preempts_and_the_next_attempt_goes_on_to_the_same_bits(
     for number in (signal.SIGTERM, signal.SIGUSR1):
         training = start(server, tmp_path, "stopped", processes=processes)
         wait_for_steps(tmp_path, "stopped", training, preempted[-1])
-        # One rank of two is signalled: the others must hear of it. With its data workers, as a scheduler does.
-        training.send(number, processes - 1, group=True)
-        training.send(number, processes - 1)  # once more, as a launcher does that passes on what it gets
+        # One rank of two is signalled: the others must hear of it. With its data workers, as a scheduler does, and
+        # twice, as from a scheduler and from a launcher that passes on what it gets.
+        training.send(number, processes - 1, group=True, times=2)
         assert training.wait() == [75] * processes, training.log()
         assert not training.leftovers()
         now = record(only_run(tmp_path, "stopped"))
