@@ -56,6 +56,15 @@ class Train:
     """Use deterministic kernels, so that a resumed run has the same bits; off may be faster on an accelerator."""
     log_every: Annotated[int, ">= 1"] = 10
     """Steps between two entries of `metrics.jsonl`."""
+    non_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """What a loss or gradient that is NaN or infinite does: `stop` the run, `skip` the update of that step, or go back
+    to the last checkpoint and leave that step out (`rollback`)."""
+    step_timeout: Annotated[float, "> 0"] | None = 600.0
+    """Seconds that a step, a batch of an evaluation or a save may take before the stacks of all ranks are written down
+    and the job ends; null waits for ever."""
+    elastic: Literal["accumulate", "refuse"] = "accumulate"
+    """On another number of processes than before: keep the global batch by more or fewer micro-batches (`accumulate`),
+    or `refuse` to go on."""
 
 
 @dataclass(frozen=True)

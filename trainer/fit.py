@@ -44,20 +44,30 @@ class Result:
     """What the user should know about tracking; None when all is well."""
 
 
-def fit(config: RunConfig, resume: Run | None, world: World, say: Say) -> Result | None:
+def fit(
+    config: RunConfig, resume: Run | None, world: World, say: Say, prepare: Callable[[Job], None] | None = None
+) -> Result | None:
     """Train as `config` says, going on with `resume` where given; the result on rank 0, None on the others.
 
+    `prepare` is called on every rank with the assembled job, before its first step: `trainer verify` listens in there.
     Raises UserError for what the config asks wrongly, Preempted when stopped by a signal with a checkpoint written.
     """
     with Preemption() as preemption:
         engine = Engine(config.strategy, config.train, world)
         try:
-            return _fit(config, resume, engine, preemption, say)
+            return _fit(config, resume, engine, preemption, say, prepare)
         finally:
             engine.close()
 
 
-def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Preemption, say: Say) -> Result | None:
+def _fit(
+    config: RunConfig,
+    resume: Run | None,
+    engine: Engine,
+    preemption: Preemption,
+    say: Say,
+    prepare: Callable[[Job], None] | None,
+) -> Result | None:
     random_state.seed_everything(config.seed)
     data: Data = config.data.build(seed=config.seed)
     task: Task = config.recipe.build(model=config.model, data=data)
@@ -75,6 +85,8 @@ def _fit(config: RunConfig, resume: Run | None, engine: Engine, preemption: Pree
     try:
         tracker = Tracker(run, config.tracking) if run is not None and config.tracking.enabled else None
         job = _make_job(config, engine, task, data, train_set, plan, ema, run, folder, preemption, say)
+        if prepare is not None:
+            prepare(job)
         if tracker is not None:
             tracker.start()
         done = train(job)
