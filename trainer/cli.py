@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import trainer
-from trainer.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER, ConfigError, Preempted, TrainerError, UserError
+from trainer.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER, ConfigError, Followed, Preempted, TrainerError, UserError
 
 COMMANDS = Path(__file__).parent / "commands"
 EXIT_INTERRUPTED = 130
@@ -34,10 +34,6 @@ def main(argv: list[str] | None = None) -> int:
         code = _dispatch(argv)
         sys.stdout.flush()
         return code
-    except TrainerError as error:
-        if debug:
-            traceback.print_exc()
-        return _report(error, as_json)
     except KeyboardInterrupt:
         print("trainer: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -46,9 +42,20 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except Exception as error:
+        return report(error, as_json, debug)
+
+
+def report(error: BaseException, as_json: bool, debug: bool) -> int:
+    """Print an error, unless it has been printed before; returns the exit code that goes with it."""
+    if not getattr(error, "was_reported", False):
+        error.was_reported = True  # type: ignore[attr-defined]
         if debug:
-            traceback.print_exc()
-        return _report_failure(error, as_json, debug)
+            traceback.print_exception(error)
+        if isinstance(error, TrainerError):
+            _report(error, as_json)
+        else:
+            _report_failure(error, as_json, debug)
+    return error.exit_code if isinstance(error, TrainerError) else EXIT_FAILURE
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -145,13 +152,13 @@ def _help() -> str:
     )
 
 
-def _report(error: TrainerError, as_json: bool) -> int:
+def _report(error: TrainerError, as_json: bool) -> None:
     problems = error.problems if isinstance(error, ConfigError) else []
     label = "preempted" if isinstance(error, Preempted) else "error"
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        if isinstance(error, ConfigError | Preempted):
-            return error.exit_code  # the same on every rank: rank 0 says it
+        if isinstance(error, ConfigError | Preempted | Followed):
+            return  # rank 0 says it
         label, as_json = f"{label} on rank {rank}", False
     for line in [str(problem) for problem in problems] or [str(error)]:
         print(f"trainer: {label}: {_one_line(line)}", file=sys.stderr)
@@ -159,7 +166,6 @@ def _report(error: TrainerError, as_json: bool) -> int:
         print(f"trainer: {len(problems)} problems in the config, nothing was started", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": str(error), "problems": [vars(problem) for problem in problems]}), flush=True)
-    return error.exit_code
 
 
 def _one_line(text: str) -> str:
@@ -168,11 +174,12 @@ def _one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _report_failure(error: Exception, as_json: bool, debug: bool) -> int:
+def _report_failure(error: BaseException, as_json: bool, debug: bool) -> None:
     text = _one_line(str(error))
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     hint = "" if debug else " (--debug shows the traceback)"
-    print(f"trainer: failed: {message}{hint}", file=sys.stderr)
-    if as_json:
+    rank = os.environ.get("RANK", "0")
+    where = f" on rank {rank}" if rank != "0" else ""
+    print(f"trainer: failed{where}: {message}{hint}", file=sys.stderr, flush=True)
+    if as_json and rank == "0":
         print(json.dumps({"error": message, "problems": []}), flush=True)
-    return EXIT_FAILURE

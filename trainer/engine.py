@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeVar
@@ -22,6 +23,7 @@ from trainer.component import Component
 from trainer.config import Train
 from trainer.deferred import defer_init, without_import_of
 from trainer.errors import EXIT_FAILURE, EXIT_USER, TrainerError, UserError
+from trainer.watchdog import FLIGHT_RECORDER
 from trainer.world import World
 
 defer_init("lightning")
@@ -84,6 +86,8 @@ class Engine:
             # Said outright: Lightning would take a world from whatever it finds in the environment, SLURM's for one.
             plugins=[self.precision, TorchElasticEnvironment() if world.launched else LightningEnvironment()],
         )
+        for name, value in FLIGHT_RECORDER.items():
+            os.environ.setdefault(name, value)  # torch reads them with the first collective
         fabric.launch()
         self.strategy = fabric.strategy
         self.device: torch.device = fabric.device
@@ -143,19 +147,20 @@ class Engine:
             seed = self._seeds[factor] = torch.tensor(factor, dtype=loss.dtype, device=loss.device)
         self.precision.backward(loss, None, seed)
 
-    def finish_gradients(self, factor: float) -> float | None:
-        """Unscale, multiply by `factor` and clip; returns the L2 norm before clipping where clipping is on."""
+    def finish_gradients(self, factor: float) -> float:
+        """Unscale, multiply by `factor` and clip; returns the L2 norm of all gradients together, before clipping."""
         if self._scaler is not None:
             for optimizer in self.optimizers:
                 self._scaler.unscale_(optimizer)
-        if factor != 1.0:
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            if gradients:
-                torch._foreach_mul_(gradients, factor)
-        if self._train.clip_norm is None:
-            return None
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._train.clip_norm, foreach=True)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if factor != 1.0 and gradients:
+            torch._foreach_mul_(gradients, factor)
+        norm = torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()
+        if self._train.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._train.clip_norm, norm, foreach=True)
+        return float(norm)
 
     def step(self) -> None:
         """Update the weights and forget the gradients; with loss scaling a step of infinite gradients is left out."""
@@ -167,6 +172,23 @@ class Engine:
             optimizer.zero_grad(set_to_none=True)
         if self._scaler is not None:
             self._scaler.update()
+
+    def skip_step(self) -> None:
+        """Forget the gradients and leave the weights as they are."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self._scaler is not None:
+            self._scaler.update()  # it has unscaled them, and expects to be told that this step is over
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether infinite gradients are the loss scaler's matter: it leaves such a step out and lowers its scale."""
+        return self._scaler is not None
+
+    @property
+    def reads_freely(self) -> bool:
+        """Whether reading a number of the device doesn't wait for it."""
+        return self.device.type == "cpu"
 
     def set_learning_rate(self, factor: float) -> float:
         """Set each group to `factor` × its own base rate; returns the first group's rate."""
@@ -250,6 +272,23 @@ class Engine:
     def fused(self) -> bool:
         """Whether the optimizers keep their step count on the device, as fused kernels want."""
         return any(group.get("fused") for optimizer in self.optimizers for group in optimizer.param_groups)
+
+    def is_first_to_tell(self, patience: float = 0.0) -> bool:
+        """Whether no other rank has told an error before; waits `patience` seconds for one that does.
+
+        For errors before there is a run directory, where `failures` takes over.
+        """
+        if self._control is None:
+            return True
+        key = f"trainer/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            end = time.monotonic() + patience
+            while not store.check([key]) and time.monotonic() < end:
+                time.sleep(0.05)
+            return bool(store.add(key, 1) == 1)
+        except RuntimeError:  # the store went down with the rank that kept it
+            return True
 
     def close(self) -> None:
         """Leave the process group."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -26,6 +27,8 @@ PACKAGES = (
     "ray",
 )
 """Distributions whose versions stand in `run.json`; `environment.txt` lists all."""
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 INFO_FOLDER = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)(-[^-]+)?\.(dist-info|egg-info)$")
 
@@ -89,3 +92,15 @@ def alive(pid: int, started: int | None) -> bool:
     if fields and fields[0] in "ZX":  # it ended, and nobody asked: in a container without an init this lasts
         return False
     return started is None or not fields or int(fields[19]) == started
+
+
+def signal_at_parents_end(number: int, parent: int | None = None) -> None:
+    """Have the kernel send this process signal `number` when the process that started it ends (Linux only).
+
+    Ends this process at once where `parent`, the one that started it, is gone already.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)

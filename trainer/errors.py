@@ -28,6 +28,14 @@ class Preempted(TrainerError):
     exit_code = EXIT_PREEMPTED
 
 
+class Followed(TrainerError):
+    """This rank ends because another one failed, which has told the cause."""
+
+    def __init__(self, text: str, own: BaseException) -> None:
+        super().__init__(text)
+        self.exit_code = getattr(own, "exit_code", EXIT_FAILURE)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a config."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
@@ -24,8 +25,18 @@ class Evaluation:
     """Samples that could not be read, as (index, reason); they are in no metric."""
 
 
-def evaluate(engine: Engine, task: Task, dataset: Dataset, loading: Loading, ema: WeightAverage | None) -> Evaluation:
-    """Evaluate `dataset` with the averaged weights where there are any. All ranks take part."""
+def evaluate(
+    engine: Engine,
+    task: Task,
+    dataset: Dataset,
+    loading: Loading,
+    ema: WeightAverage | None,
+    beat: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Evaluate `dataset` with the averaged weights where there are any. All ranks take part.
+
+    `beat` is called with each batch: a sign of life.
+    """
     plan = Plan(len(dataset), loading.batch_size, engine.world.size)
     metrics = task.metrics(engine.device)
     bad: list[tuple[int, str]] = []
@@ -36,6 +47,7 @@ def evaluate(engine: Engine, task: Task, dataset: Dataset, loading: Loading, ema
     batches = load(dataset, plan.evaluation(engine.world.rank), loading, engine.device)
     with torch.no_grad(), ema.in_place_of_weights() if ema else nullcontext(), closing(batches):
         for loaded in batches:
+            beat()
             bad += [] if loaded.micro.filler else loaded.batch["bad"]
             if loaded.filler and not engine.sharded:
                 continue

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -79,3 +81,14 @@ def _lock(descriptor: int, path: Path, deadline: float | None) -> None:
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"{path} is held by another process") from error
         time.sleep(0.05)
+
+
+def complete_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; a last line torn by a crash is cut off, or the next would be joined to it."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        write_atomically(path, whole)
+    return [json.loads(line) for line in whole.splitlines()]

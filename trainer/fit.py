@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from trainer import checkpoint, failures, random_state, saving, state
-from trainer.checkpoint import Checkpoint
+from trainer import checkpoint, failures, health, random_state, saving, state
+from trainer.checkpoint import Checkpoint, Manifest
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
 from trainer.engine import Engine
-from trainer.errors import Preempted, UserError
+from trainer.errors import Followed, Preempted, TrainerError, UserError
 from trainer.evaluation import evaluate
+from trainer.health import Heartbeat
 from trainer.loop import Job, train
+from trainer.non_finite import Guard
 from trainer.preemption import Preemption
 from trainer.progress import Progress as Display
 from trainer.report import Report, known_bad_samples, write_pictures
-from trainer.resume import begin, go_back
+from trainer.resume import begin, find_unfinished, go_back
 from trainer.run import Run
 from trainer.sampling import Plan
 from trainer.saving import Saver
+from trainer.stragglers import Stragglers
 from trainer.task import Data, Dataset, Task
 from trainer.tracking import Tracker
+from trainer.watchdog import Watchdog
 from trainer.world import World
 
 Say = Callable[[str], None]
+Tell = Callable[[BaseException], None]
+END_SECONDS = 45.0
+"""How long a rank that failed may take to put its affairs in order before its watchdog ends it."""
 
 
 @dataclass(frozen=True)
@@ -44,138 +51,240 @@ class Result:
     """What the user should know about tracking; None when all is well."""
 
 
+@dataclass
+class _Parts:
+    """What one rank has set up before its watchdog begins."""
+
+    data: Data
+    task: Task
+    train_set: Dataset
+    ema: WeightAverage | None
+    folder: Path
+    run: Run | None
+    """On rank 0 only."""
+    tracker: Tracker | None = None
+    job: Job | None = None
+
+
 def fit(
-    config: RunConfig, resume: Run | None, world: World, say: Say, prepare: Callable[[Job], None] | None = None
+    config: RunConfig,
+    resume: Run | None,
+    world: World,
+    say: Say,
+    preemption: Preemption | None = None,
+    tell: Tell = lambda error: None,
+    prepare: Callable[[Job], None] | None = None,
 ) -> Result | None:
     """Train as `config` says, going on with `resume` where given; the result on rank 0, None on the others.
 
-    `prepare` is called on every rank with the assembled job, before its first step: `trainer verify` listens in there.
+    `tell` prints an error at once, on the rank that is to tell it, before its connections close. `prepare` is called
+    on every rank with the assembled job, before its first step: `trainer verify` listens in there.
+
     Raises UserError for what the config asks wrongly, Preempted when stopped by a signal with a checkpoint written.
     """
-    with Preemption() as preemption:
+    with preemption or Preemption() as wish:
         engine = Engine(config.strategy, config.train, world)
         try:
-            return _fit(config, resume, engine, preemption, say, prepare)
+            parts = _set_up(config, resume, engine, say, tell)
+            wish.take_interrupts()
+            heart = Heartbeat(parts.folder, world.rank)
+            with Watchdog(parts.folder, world, heart, config.train.step_timeout, tell) as watchdog:
+                try:
+                    done = _train(config, parts, engine, wish, heart, say, prepare)
+                except BaseException as error:
+                    watchdog.end_within(END_SECONDS)
+                    raise _conclude(parts, world, error, tell) from error
+            return _end(done, parts, engine, wish)
         finally:
             engine.close()
 
 
-def _fit(
+def _set_up(config: RunConfig, resume: Run | None, engine: Engine, say: Say, tell: Tell) -> _Parts:
+    """Data, model and run directory. An error here is told by one rank, too: the others only see it go."""
+    try:
+        random_state.seed_everything(config.seed)
+        data: Data = config.data.build(seed=config.seed)
+        task: Task = config.recipe.build(model=config.model, data=data)
+        train_set = _train_split(data)
+        engine.setup(task.model, lambda model: config.optimizer.build(model=model))
+        ema = WeightAverage(engine.bare, config.train.ema_decay) if config.train.ema_decay else None
+        run: Run | None = None
+
+        def start() -> Path:
+            nonlocal run
+            earlier = resume or (find_unfinished(config) if config.resume == "auto" else None)
+            if earlier is None:
+                make_plan(config, len(train_set), engine.world.size)  # before there is a folder
+            run = begin(config, earlier, engine.world.size, data.fingerprint, say)
+            health.clear(run.path)
+            return run.path
+
+        folder = engine.on_main(start)
+    except Exception as error:
+        if not engine.is_first_to_tell(failures.patience(error, engine.world)):
+            raise Followed("ended by the failure of another rank, which tells its cause", error) from error
+        tell(error)
+        raise
+    say(f"run directory: {folder}")
+    return _Parts(data, task, train_set, ema, folder, run)
+
+
+def _train(
     config: RunConfig,
-    resume: Run | None,
+    parts: _Parts,
     engine: Engine,
     preemption: Preemption,
+    heart: Heartbeat,
     say: Say,
     prepare: Callable[[Job], None] | None,
-) -> Result | None:
-    random_state.seed_everything(config.seed)
-    data: Data = config.data.build(seed=config.seed)
-    task: Task = config.recipe.build(model=config.model, data=data)
-    train_set = _train_split(data)
-    plan = make_plan(config, len(train_set), engine.world.size)
-    engine.setup(task.model, lambda model: config.optimizer.build(model=model))
-    ema = WeightAverage(engine.bare, config.train.ema_decay) if config.train.ema_decay else None
+) -> bool:
+    """From the newest checkpoint to the end, or to the first wish to stop; True when done."""
+    if parts.run is not None and config.tracking.enabled:
+        parts.tracker = Tracker(parts.run, config.tracking)
+    job = parts.job = _make_job(config, engine, parts, preemption, heart, say)
+    if prepare is not None:
+        prepare(job)
+    if parts.tracker is not None:
+        parts.tracker.start()
+    done = train(job)
+    heart.beat("save")
+    job.saver.wait()
+    if done:
+        _test(config, job, parts, say)
+    heart.beat("end")
+    return done
 
-    main = engine.world.is_main
-    folder = engine.on_main(lambda: begin(config, resume, engine.world.size, data.fingerprint, say).path)
-    run = Run(folder) if main else None
-    say(f"run directory: {folder}")
-    tracker: Tracker | None = None
-    job: Job | None = None
-    try:
-        tracker = Tracker(run, config.tracking) if run is not None and config.tracking.enabled else None
-        job = _make_job(config, engine, task, data, train_set, plan, ema, run, folder, preemption, say)
-        if prepare is not None:
-            prepare(job)
-        if tracker is not None:
-            tracker.start()
-        done = train(job)
-        job.saver.wait()
-        metrics = _last_metrics(run)
-        if done:
-            metrics |= _test(config, job, data, folder, say)
-    except BaseException as error:
-        cause = failures.note(folder, engine.world, error)
-        if job is not None:
-            job.saver.settle()
-        if run is not None:
-            run.close()
-            run.end_attempt("failed", failures.describe(cause))
-            _finish(tracker, "failed", job)
-        if cause is not error:
-            raise cause from error
-        raise
+
+def _end(done: bool, parts: _Parts, engine: Engine, preemption: Preemption) -> Result | None:
+    """Write down how the run ended, and say it."""
+    assert parts.job is not None
     status = "finished" if done else "preempted"
     reason = None if done else next(name for name in engine.gather(preemption.signal_name) if name)
-    warning = None
-    if run is not None:
-        run.end_attempt(status, reason)
-        warning = _finish(tracker, status, job)
-        run.close()
+    warning, metrics = None, _last_metrics(parts.run)
+    if parts.run is not None:
+        parts.run.end_attempt(status, reason)
+        warning = _finish_tracking(parts, status)
+        parts.run.close()
     if not done:
+        preemption.end()
         engine.from_main(None)  # the first rank that ends with an error has the launcher end the others
         raise Preempted(
-            f"stopped by {reason} at step {job.progress.step} with a checkpoint written; "
-            f"go on with: trainer fit --resume {folder}"
+            f"stopped by {reason} at step {parts.job.progress.step} with a checkpoint written; "
+            f"go on with: trainer fit --resume {parts.folder}"
         )
-    if run is None:
+    if parts.run is None:
         return None
-    return Result(run.path, metrics, steps=job.progress.step, warning=warning, **job.report.summary())
+    summary = parts.job.report.summary()
+    return Result(parts.run.path, metrics, steps=parts.job.progress.step, warning=warning, **summary)
 
 
-def make_plan(config: RunConfig, num_samples: int, world_size: int) -> Plan:
-    """How the training set is cut into steps; a UserError when one step would need more than there is."""
-    loading = config.loading
-    plan = Plan(num_samples, loading.batch_size, world_size, config.train.accumulate, config.seed, loading.drop_last)
+def _conclude(parts: _Parts, world: World, error: BaseException, tell: Tell) -> BaseException:
+    """Find the job's cause, have it told once, write it down; returns the error with which this rank ends."""
+    failure, is_mine = failures.conclude(parts.folder, world, error)
+    if parts.job is not None and parts.job.report.display is not None:
+        parts.job.report.display.close()
+    ending = error
+    if is_mine:
+        if failures.is_lost_connection(error):
+            ending = TrainerError(failure.cause)
+        tell(ending)
+    else:
+        where = parts.folder / "run.json"
+        ending = Followed(f"ended by the failure of rank {failure.rank}, which tells its cause ({where})", error)
+    if parts.job is not None:
+        parts.job.saver.settle()
+    if is_mine or parts.run is not None:
+        run = parts.run or Run(parts.folder)
+        run.close()
+        run.end_attempt("failed", failure.cause)
+        _finish_tracking(parts, "failed")
+    return ending
+
+
+def make_plan(config: RunConfig, num_samples: int, world_size: int, before: Manifest | None = None) -> Plan:
+    """How the training set is cut into steps, going on from the checkpoint `before` where there is one.
+
+    Raises UserError when one step would need more than there is, or where `train.elastic` refuses.
+    """
+    loading, accumulate = config.loading, config.train.accumulate
+    plan = Plan(num_samples, loading.batch_size, world_size, accumulate, config.seed, loading.drop_last)
+    if before is not None and before.global_batch:
+        plan = _elastic(plan, before, config.train.elastic)
     if plan.global_batch > num_samples:
         raise UserError(
             f"data.batch_size: a global batch of {plan.global_batch} ({loading.batch_size} × {world_size} processes × "
-            f"{config.train.accumulate} accumulated) is more than the {num_samples} training samples; make it smaller"
+            f"{accumulate} accumulated) is more than the {num_samples} training samples; make it smaller"
         )
     return plan
 
 
+def _elastic(plan: Plan, before: Manifest, policy: str) -> Plan:
+    """Keep the global batch, unless it is the config that changed rather than the number of processes."""
+    if plan.global_batch == before.global_batch:
+        return plan
+    if policy == "refuse" and plan.world_size != before.world_size:
+        raise UserError(
+            f"train.elastic: {plan.world_size} processes × {plan.batch_size} × {plan.accumulate} accumulated are a "
+            f"global batch of {plan.global_batch}, and the run had {before.global_batch} with {before.world_size} "
+            "processes: start as many, change data.batch_size or train.accumulate to match, or set "
+            "train.elastic=accumulate"
+        )
+    if (plan.batch_size, plan.accumulate) != (before.batch_size, before.accumulate):
+        return plan
+    return replace(plan, kept_global_batch=before.global_batch)
+
+
 def _make_job(
-    config: RunConfig,
-    engine: Engine,
-    task: Task,
-    data: Data,
-    train_set: Dataset,
-    plan: Plan,
-    ema: WeightAverage | None,
-    run: Run | None,
-    folder: Path,
-    preemption: Preemption,
-    say: Say,
+    config: RunConfig, engine: Engine, parts: _Parts, preemption: Preemption, heart: Heartbeat, say: Say
 ) -> Job:
+    folder, train_set, world = parts.folder, parts.train_set, engine.world
     saver = Saver(folder / "checkpoints", config.checkpoint, engine)
-    progress = _restore(config, engine, ema, folder, say)
+
+    def newest() -> Checkpoint | None:
+        return engine.on_main(lambda: go_back(parts.run or Run(folder), say))
+
+    def restore() -> state.Progress:
+        return _restore(config, engine, parts.ema, newest(), say)
+
+    found = newest()
+    plan = make_plan(config, len(train_set), world.size, found.manifest if found else None)
+    if plan.kept_global_batch is not None and found is not None:
+        say(
+            f"{world.size} process(es) in place of {found.manifest.world_size}: "
+            f"the global batch stays {plan.global_batch}"
+        )
+    progress = _restore(config, engine, parts.ema, found, say)
+    guard = Guard(folder, config.train.non_finite, engine)
+    length = plan.length(progress.step, progress.consumed, config.train, guard.left_out)
+    display = Display(length.steps, plan.steps_per_epoch, progress.step) if parts.run is not None else None
     bad = engine.on_main(lambda: known_bad_samples(folder))
-    left = plan.steps_left(progress.consumed, config.train.max_epochs) if config.train.max_epochs else math.inf
-    total_steps = int(min(progress.step + left, config.train.max_steps or math.inf))
-    display = Display(total_steps, plan.steps_per_epoch, progress.step) if run is not None else None
     return Job(
         config=config,
         engine=engine,
-        task=task,
+        task=parts.task,
         train_set=train_set,
-        val_set=data.split("val"),
+        val_set=parts.data.split("val"),
         plan=plan,
-        total_steps=total_steps,
-        schedule=config.schedule.build(total_steps=total_steps),
-        ema=ema,
+        total_steps=length.steps,
+        schedule=config.schedule.build(total_steps=length.scheduled),
+        ema=parts.ema,
         progress=progress,
         saver=saver,
-        report=Report(run, display, len(train_set), config.loading.max_bad_samples, bad=bad),
+        report=Report(parts.run, display, len(train_set), config.loading.max_bad_samples, bad=bad),
         preemption=preemption,
+        heart=heart,
+        guard=guard,
+        stragglers=Stragglers(world.rank, world.size),
         loading=config.loading,
         eval_loading=replace(config.loading, batch_size=config.evaluate.batch_size or config.loading.batch_size),
+        go_back=restore,
     )
 
 
-def _restore(config: RunConfig, engine: Engine, ema: WeightAverage | None, folder: Path, say: Say) -> state.Progress:
-    """Load the newest whole checkpoint of the run into the engine, or start from the beginning."""
-    found = engine.on_main(lambda: go_back(Run(folder), say))
+def _restore(
+    config: RunConfig, engine: Engine, ema: WeightAverage | None, found: Checkpoint | None, say: Say
+) -> state.Progress:
+    """Load a checkpoint into the engine, or start from the beginning."""
     if found is None:
         # From here on ranks differ: each draws its own dropout.
         random_state.seed_everything(random_state.rank_seed(config.seed, engine.world.rank))
@@ -193,31 +302,31 @@ def _train_split(data: Data) -> Dataset:
 
 
 def _last_metrics(run: Run | None) -> dict[str, float]:
-    """The last value of each `val/` metric."""
+    """The last value of each `val/` and `test/` metric."""
     metrics: dict[str, float] = {}
     for entry in run.read_metrics() if run is not None else ():
-        metrics |= {name: value for name, value in entry.items() if name.startswith("val/")}
+        metrics |= {name: value for name, value in entry.items() if name.startswith(("val/", "test/"))}
     return metrics
 
 
-def _test(config: RunConfig, job: Job, data: Data, folder: Path, say: Say) -> dict[str, float]:
+def _test(config: RunConfig, job: Job, parts: _Parts, say: Say) -> None:
     """Evaluate once on the test split, with the best weights where `checkpoint.monitor` names them."""
-    test_set = data.split("test")
+    test_set = parts.data.split("test")
     if not config.evaluate.test or test_set is None:
-        return {}
+        return
+    beat = partial(job.heart.beat, "test")
+    beat()
     rule = config.checkpoint
     if rule.monitor is not None:
         monitor, mode = rule.monitor, rule.mode
-        best = job.engine.on_main(lambda: checkpoint.best_whole(folder / "checkpoints", monitor, mode, say))
+        best = job.engine.on_main(lambda: checkpoint.best_whole(parts.folder / "checkpoints", monitor, mode, say))
         if best is not None and best.manifest.step != job.progress.step:
             load_for_evaluation(job.engine, job.ema, best)
-    result = evaluate(job.engine, job.task, test_set, job.eval_loading, job.ema)
+    result = evaluate(job.engine, job.task, test_set, job.eval_loading, job.ema, beat)
     job.report.bad_samples("test", result.bad)
-    metrics = {f"test/{name}": value for name, value in result.metrics.compute().items()}
     if job.report.run is not None:
-        job.report.log(job.progress, metrics)
+        job.report.log(job.progress, {f"test/{name}": value for name, value in result.metrics.compute().items()})
         write_pictures(job.report.run, "test", result.metrics)
-    return metrics
 
 
 def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkpoint) -> None:
@@ -228,9 +337,9 @@ def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkp
         state.load_average(ema, loaded)
 
 
-def _finish(tracker: Tracker | None, status: str, job: Job | None) -> str | None:
-    if job is not None and job.report.display is not None:
-        job.report.display.close()
+def _finish_tracking(parts: _Parts, status: str) -> str | None:
+    if parts.job is not None and parts.job.report.display is not None:
+        parts.job.report.display.close()
     # A scheduler that wants its machine back does not wait long; `trainer runs sync` sends the rest.
     patience = 10.0 if status == "preempted" else 30.0
-    return tracker.finish(status, patience) if tracker is not None else None
+    return parts.tracker.finish(status, patience) if parts.tracker is not None else None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -17,13 +15,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from trainer import environment
 from trainer.config import Loading
 from trainer.errors import UserError
 from trainer.sampling import MicroBatch
 from trainer.task import Batch, Dataset
 
 MAX_FILLER_TRIES = 100
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @dataclass
@@ -92,11 +90,8 @@ def _start_worker(worker: int, parent: int) -> None:
     """Leave signals to the training process: a scheduler's SIGTERM goes to the whole process group."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # Torch's workers look for their parent between two batches only; one that hangs in a read would stay for ever.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    # Torch's workers look for their parent between two batches only; one that hangs in a read would stay for ever.
+    environment.signal_at_parents_end(signal.SIGKILL, parent)
     torch.set_num_threads(1)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import torch
 from trainer import checkpoint, state
 from trainer.errors import UserError
 from trainer.evaluation import evaluate
-from trainer.files import write_atomically
+from trainer.files import complete_lines
 from trainer.progress import Progress as Display
 from trainer.run import Run
 
@@ -46,10 +48,13 @@ class Report:
     def _training_seconds(self) -> float:
         return time.perf_counter() - self._started - self.aside
 
-    def step(self, progress: state.Progress, loss: float, rate: float, norm: float | None) -> None:
-        """Log one step; speeds are those since the last logged step."""
+    def step(self, job: Job, loss: float, rate: float, norm: float, times: Sequence[float]) -> None:
+        """Log one step; speeds are those since the last logged step, `times` see `Stragglers`."""
         if self.run is None:
             return
+        progress = job.progress
+        if times and (told := job.stragglers.judge(times)) is not None:
+            self.tell(told)
         seconds, samples, waited = self._training_seconds(), self.samples, self.waited
         last_seconds, last_samples, last_waited = self._marks
         self._marks = (seconds, samples, waited)
@@ -58,14 +63,20 @@ class Report:
             **self._when(progress),
             "train/loss": loss,
             "lr": rate,
-            **({} if norm is None else {"grad_norm": norm}),
+            "grad_norm": norm,
             "samples_per_second": (samples - last_samples) / elapsed,
             "data_wait": (waited - last_waited) / elapsed,
             "memory_gb": peak_memory_gb(),
+            **(job.stragglers.figures if times else {}),
         }
         self.run.log(entry)
         if self.display is not None:
             self.display.update(progress.step, entry["epoch"], entry)
+
+    def tell(self, text: str) -> None:
+        """A line for the user, above the display."""
+        if self.display is not None:
+            self.display.message(text)
 
     def log(self, progress: state.Progress, metrics: dict[str, float]) -> None:
         """Log an evaluation and show it."""
@@ -78,7 +89,9 @@ class Report:
         """Evaluate the `val` split; returns the metrics by full name, `val/accuracy`, on every rank."""
         assert job.val_set is not None
         before = time.perf_counter()
-        result = evaluate(job.engine, job.task, job.val_set, job.eval_loading, job.ema)
+        beat = partial(job.heart.beat, "evaluate")
+        beat()
+        result = evaluate(job.engine, job.task, job.val_set, job.eval_loading, job.ema, beat)
         self.bad_samples("val", result.bad)
         metrics = {f"val/{name}": value for name, value in result.metrics.compute().items()}
         self.log(job.progress, metrics)
@@ -90,12 +103,21 @@ class Report:
     def save(self, job: Job, metrics: dict[str, float]) -> None:
         """Hand the job's state to the saver; every rank calls it."""
         before = time.perf_counter()
+        job.heart.beat("save")
         snapshot = state.capture(job.engine, job.ema, job.progress)
         progress = job.progress
         manifest = checkpoint.Manifest(
-            progress.step, progress.consumed, job.engine.world.size, job.engine.sharded, dict(metrics)
+            progress.step,
+            progress.consumed,
+            job.engine.world.size,
+            job.engine.sharded,
+            dict(metrics),
+            batch_size=job.plan.batch_size,
+            accumulate=job.plan.accumulate,
+            global_batch=job.plan.global_batch,
         )
         job.saver.save(snapshot, manifest)
+        job.guard.checkpoint_step = progress.step
         self.aside += time.perf_counter() - before
 
     def bad_samples(self, split: str, samples: list[tuple[int, str]]) -> None:
@@ -130,14 +152,7 @@ class Report:
 
 def known_bad_samples(folder: Path) -> set[tuple[str, int]]:
     """Samples that earlier attempts of the run listed: they count against the limit, and are not listed again."""
-    file = folder / BAD_SAMPLES
-    if not file.exists():
-        return set()
-    text = file.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:  # torn by a crash
-        write_atomically(file, whole.encode())
-    return {(entry["split"], entry["index"]) for entry in map(json.loads, whole.splitlines())}
+    return {(entry["split"], entry["index"]) for entry in complete_lines(folder / BAD_SAMPLES)}
 
 
 def write_pictures(run: Run, split: str, metrics: Any) -> None:

@@ -7,9 +7,10 @@ Each rank takes its slice of the global batch, so another number of ranks goes o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,24 @@ def split(chunk: Indices, batch_size: int, world_size: int, rank: int) -> list[t
     return parts
 
 
+class Limits(Protocol):
+    """How long to train, as the section `train` says it."""
+
+    @property
+    def max_epochs(self) -> int | None: ...
+    @property
+    def max_steps(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class Length:
+    """How many optimizer steps a training has."""
+
+    steps: int
+    scheduled: int
+    """What the learning rate's schedule is stretched over: steps that are left out on the way don't change it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How an epoch of `num_samples` is cut into optimizer steps."""
@@ -66,11 +85,13 @@ class Plan:
     accumulate: int = 1
     seed: int = 0
     drop_last: bool = False
+    kept_global_batch: int | None = None
+    """The global batch of a run that began with another number of processes; micro-batches are as many as it takes."""
 
     @property
     def global_batch(self) -> int:
         """Samples per optimizer step over all ranks and micro-batches."""
-        return self.batch_size * self.world_size * self.accumulate
+        return self.kept_global_batch or self.batch_size * self.world_size * self.accumulate
 
     @property
     def steps_per_epoch(self) -> int:
@@ -96,12 +117,31 @@ class Plan:
         this_epoch = max(1, left // self.global_batch) if self.drop_last else math.ceil(left / self.global_batch)
         return this_epoch + whole_epochs * self.steps_per_epoch
 
-    def training(self, consumed: int, rank: int) -> Iterator[MicroBatch]:
-        """Micro-batches of `rank` from `consumed` on, epoch after epoch, without end."""
+    def length(self, step: int, consumed: int, limits: Limits, left_out: Collection[int] = ()) -> Length:
+        """Optimizer steps of the whole training, of which `step` are done, having used `consumed` samples.
+
+        `left_out` are the values of `consumed` at which steps begin that are not taken.
+        """
+        nominal = math.inf
+        if limits.max_epochs is not None:
+            passed = sum(start < consumed for start in left_out)
+            nominal = step + passed + self.steps_left(consumed, limits.max_epochs)
+        most = limits.max_steps or math.inf
+        return Length(int(min(nominal - len(left_out), most)), int(min(nominal, most)))
+
+    def training(self, consumed: int, rank: int, left_out: Collection[int] = ()) -> Iterator[MicroBatch]:
+        """Micro-batches of `rank` from `consumed` on, epoch after epoch, without end.
+
+        Steps that begin at a value of `consumed` in `left_out` are passed over.
+        """
+        while consumed in left_out:
+            consumed = self.after(consumed)
         while True:
             epoch, offset = divmod(consumed, self.num_samples)
             chunk = epoch_order(self.num_samples, self.seed, epoch)[offset : offset + self.global_batch]
             consumed = self.after(consumed)
+            while consumed in left_out:
+                consumed = self.after(consumed)
             parts = split(chunk, self.batch_size, self.world_size, rank)
             for number, (indices, filler) in enumerate(parts, 1):
                 yield MicroBatch(epoch, indices, filler, number == len(parts), consumed)

@@ -76,6 +76,7 @@ def restore(engine: Engine, ema: WeightAverage | None, state: JobState, seed: in
         parameter = engine.parameter(name)
         assert parameter is not None
         written = state.model[name].dtype
+        live.clear()  # a rollback finds the state of later steps here
         live.update({key: _place(value, key, parameter, written, engine) for key, value in mine.items()})
     if state.numbers["scaler"]:
         engine.precision.load_state_dict(state.numbers["scaler"])

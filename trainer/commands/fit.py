@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING
 
-from trainer import cli, world
+from trainer import cli, environment, world
 from trainer.deferred import uncollected
 from trainer.errors import EXIT_DONE, UserError
+from trainer.preemption import Preemption
 from trainer.progress import summary_table
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
     from trainer.fit import Result
+    from trainer.run import Run
+    from trainer.world import World
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,36 +27,50 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    place = world.from_environment()
+    if place.launched:
+        environment.signal_at_parents_end(signal.SIGTERM)  # a launcher that is killed can't end its ranks itself
+    with Preemption() as preemption:  # from before the imports: a wish to stop is answered after the first step
+        config, resume = _chosen(args)
+        _fit(config, resume, place, preemption, args)
+    return EXIT_DONE
+
+
+def _chosen(args: argparse.Namespace) -> tuple[RunConfig, Run | None]:
+    """The config to train, and the run to go on with where --resume names one."""
     from trainer.load import load
     from trainer.resume import resumed_config
     from trainer.run import Run
 
-    place = world.from_environment()
-    resume = Run.open(args.resume) if args.resume else None
-    if resume is not None:
+    if args.resume:
+        resume = Run.open(args.resume)
         config = resumed_config(resume, args.config, args.overrides)
         if resume.status == "finished" and not args.overrides:
             raise UserError(
                 f"{resume.path} is finished; to train longer, raise train.max_epochs, e.g. train.max_epochs=20"
             )
-    elif args.config:
-        config = load(args.config, args.overrides)
-    else:
-        raise UserError("nothing to train: pass --config FILE (e.g. --config quickstart.yaml) or --resume RUN")
+        return config, resume
+    if args.config:
+        return load(args.config, args.overrides), None
+    raise UserError("nothing to train: pass --config FILE (e.g. --config quickstart.yaml) or --resume RUN")
 
+
+def _fit(config: RunConfig, resume: Run | None, place: World, preemption: Preemption, args: argparse.Namespace) -> None:
     def say(text: str) -> None:
         if place.is_main:
             print(text, file=sys.stderr, flush=True)
+
+    def tell(error: BaseException) -> None:
+        cli.report(error, args.json, args.debug)
 
     parts = f"{config.recipe.name}, model {config.model.name}, data {config.data.name}"
     say(f"{config.name}: {parts}, {place.size} process{'es' if place.size > 1 else ''}")
     with uncollected():
         from trainer.fit import fit
 
-    result = fit(config, resume, place, say)
+    result = fit(config, resume, place, say, preemption, tell)
     if result is not None:
         _show(config, result, args.json)
-    return EXIT_DONE
 
 
 def _show(config: RunConfig, result: Result, as_json: bool) -> None:

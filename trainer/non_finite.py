@@ -1,0 +1,127 @@
+"""A loss or gradient that is NaN or infinite: written down with its samples, then stop, skip the step, or go back.
+
+All ranks see it alike, since sums over ranks and norms of exchanged gradients carry it to each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer.engine import Engine
+from trainer.errors import TrainerError
+from trainer.files import complete_lines
+from trainer.sampling import MicroBatch
+
+if TYPE_CHECKING:
+    from trainer.state import Progress
+
+FILE = "non_finite.jsonl"
+MAX_SKIPPED = 10
+"""Steps in a row that may be skipped: after as many the weights themselves are beyond help."""
+MAX_ROLLBACKS = 5
+"""Returns to one and the same checkpoint: each leaves out one more step."""
+
+
+class RollBack(Exception):
+    """Go back to the last checkpoint; the step that was at fault is left out from now on."""
+
+
+@dataclass
+class Seen:
+    """What one rank computed in one step: micro-batches and losses, kept until the step is known to be good."""
+
+    micros: list[MicroBatch] = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, micro: MicroBatch, loss: torch.Tensor) -> None:
+        self.micros.append(micro)
+        self.losses.append(loss.detach())
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Indices with the loss (a sum) of each micro-batch; those that are not finite first where there are such."""
+        parts: list[dict[str, Any]] = [
+            {"indices": list(micro.indices), "loss": float(loss)}
+            for micro, loss in zip(self.micros, self.losses, strict=True)
+            if not micro.filler
+        ]
+        return [part for part in parts if not math.isfinite(part["loss"])] or parts
+
+
+class Guard:
+    """Carries out `train.non_finite`; one on each rank, called alike."""
+
+    def __init__(self, folder: Path, policy: str, engine: Engine) -> None:
+        self._file, self._policy, self._engine = folder / FILE, policy, engine
+        self._in_a_row = 0
+        self._known = engine.on_main(lambda: complete_lines(self._file))
+        self.left_out = {entry["consumed"] for entry in self._known if entry["policy"] == "rollback"}
+        """Where the steps begin, in samples consumed, that are left out since a rollback."""
+        self.checkpoint_step = 0
+        """Step of the checkpoint that a rollback would go to."""
+
+    def passed(self) -> None:
+        """A step was good."""
+        self._in_a_row = 0
+
+    def found(self, progress: Progress, loss: float, norm: float, seen: Seen) -> None:
+        """A step was not good: returns when its update is to be skipped, raises RollBack or a TrainerError."""
+        samples = [
+            {"rank": rank, **part} for rank, parts in enumerate(self._engine.gather(seen.samples())) for part in parts
+        ]
+        entry = {
+            "step": progress.step + 1,
+            "consumed": progress.consumed,
+            "epoch": seen.micros[0].epoch,
+            "policy": self._policy,
+            "loss": _json(loss),
+            "grad_norm": _json(norm),
+            "from": self.checkpoint_step,
+            "samples": [{**part, "loss": _json(part["loss"])} for part in samples],
+        }
+        self._engine.on_main(lambda: self._write(entry))
+        self._known.append(entry)
+        what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
+        samples_text = f"samples {_some(samples)} of epoch {entry['epoch']}; all in {self._file}"
+        where = f"{what} at step {progress.step + 1} ({samples_text})"
+        if self._policy == "stop":
+            raise TrainerError(
+                f"{where}: lower optimizer.lr, set train.clip_norm, or set train.non_finite to skip or rollback"
+            )
+        if self._policy == "skip":
+            self._in_a_row += 1
+            if self._in_a_row > MAX_SKIPPED:
+                raise TrainerError(
+                    f"{where}, after {MAX_SKIPPED} skipped steps in a row: go back to an earlier checkpoint"
+                )
+            return
+        rollbacks = sum(one["policy"] == "rollback" and one["from"] == self.checkpoint_step for one in self._known)
+        if rollbacks > MAX_ROLLBACKS:
+            raise TrainerError(
+                f"{where}, after {MAX_ROLLBACKS} returns to the checkpoint of step {self.checkpoint_step}: "
+                "lower optimizer.lr or set train.clip_norm"
+            )
+        self.left_out.add(progress.consumed)
+        raise RollBack(where)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a rollback that is interrupted must leave the same step out
+
+
+def _some(samples: Sequence[dict[str, Any]], most: int = 8) -> str:
+    indices = [index for part in samples for index in part["indices"]]
+    return ", ".join(map(str, indices[:most])) + (f" and {len(indices) - most} more" if len(indices) > most else "")
+
+
+def _json(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
