@@ -46,7 +46,7 @@ def clear(folder: Path) -> None:
 
 def describe(error: BaseException) -> str:
     """What `run.json` says of an error."""
-    return str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"
 
 
 def first(folder: Path) -> Failure | None:

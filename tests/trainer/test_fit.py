@@ -158,9 +158,10 @@ def test_a_strategy_for_several_processes_needs_them(
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(tmp_path, optimizer={"name": "sgd", "lr": 1e30}) == 1
     (line,) = error_lines(capsys)
-    assert re.match(
-        r"trainer: error: the loss is (nan|inf) at step \d+: lower optimizer.lr or set train.clip_norm", line
+    pattern = (
+        r"trainer: error: (loss|gradient norm) (nan|inf) at step \d+ \(samples [\d, ]+ and 2 more of epoch 0; all in "
     )
+    assert re.match(pattern, line) and "lower optimizer.lr, set train.clip_norm, or set train.non_finite" in line
 
 
 def test_an_unknown_monitor_is_named_with_those_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
