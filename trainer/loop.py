@@ -122,8 +122,8 @@ def _train(job: Job, batches: Iterator[Loaded]) -> bool:
             job.guard.passed()
             engine.step()
         else:
-            job.guard.found(progress, loss, norm, seen)
             engine.skip_step()
+            job.guard.found(progress, loss, norm, seen)
         progress.step += 1
         report.samples += loaded.micro.consumed - progress.consumed
         progress.consumed = loaded.micro.consumed

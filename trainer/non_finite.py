@@ -45,14 +45,13 @@ class Seen:
         self.micros.append(micro)
         self.losses.append(loss.detach())
 
-    def samples(self) -> list[dict[str, Any]]:
-        """Indices with the loss (a sum) of each micro-batch; those that are not finite first where there are such."""
-        parts: list[dict[str, Any]] = [
-            {"indices": list(micro.indices), "loss": float(loss)}
+    def samples(self, rank: int) -> list[dict[str, Any]]:
+        """Indices and loss (a sum) of each micro-batch."""
+        return [
+            {"rank": rank, "indices": list(micro.indices), "loss": float(loss)}
             for micro, loss in zip(self.micros, self.losses, strict=True)
             if not micro.filler
         ]
-        return [part for part in parts if not math.isfinite(part["loss"])] or parts
 
 
 class Guard:
@@ -73,9 +72,8 @@ class Guard:
 
     def found(self, progress: Progress, loss: float, norm: float, seen: Seen) -> None:
         """A step was not good: returns when its update is to be skipped, raises RollBack or a TrainerError."""
-        samples = [
-            {"rank": rank, **part} for rank, parts in enumerate(self._engine.gather(seen.samples())) for part in parts
-        ]
+        every = [part for parts in self._engine.gather(seen.samples(self._engine.world.rank)) for part in parts]
+        samples = [part for part in every if not math.isfinite(part["loss"])] or every
         entry = {
             "step": progress.step + 1,
             "consumed": progress.consumed,

@@ -33,8 +33,8 @@ OWN_END_SECONDS = 12.0
 """How long the training thread may take to end by itself once another rank has failed."""
 STACKS_SECONDS = 8.0
 """How long the others have to write their stacks."""
-FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "64", "TORCH_NCCL_TRACE_BUFFER_SIZE": "64"}
-"""Environment in which torch remembers its last collectives, by its old and its new name."""
+FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "64"}
+"""Environment in which torch remembers its last collectives."""
 _ASKED = "stacks-wanted"
 
 

@@ -69,6 +69,52 @@ def test_one_run_in_many_worlds_sees_each_sample_once_an_epoch_and_gives_the_sam
     assert [attempt["world_size"] for attempt in record(moving)["attempts"]] == [1, 2, 3, 2, 1, 2, 2, 1]
 
 
+def test_the_global_batch_is_kept_on_another_number_of_ranks(tmp_path: Path, server: ForkServer) -> None:
+    """The same command each time, on 1, 2, 3 ranks in turn: micro-batches take up the difference."""
+    reference = server.start("fit", "--config", config(tmp_path, "steady", batch_size=24), cwd=tmp_path)
+    target = ["--config", config(tmp_path, "moving", batch_size=24)]
+    for processes, last in [(1, 4), (2, 8), (3, 13), (1, 16), (3, 22), (2, None)]:
+        limit = f"train.max_steps={last}" if last else "train.max_steps=null"
+        phase = server.run("fit", *target, limit, cwd=tmp_path, processes=processes)
+        assert phase.wait() == [0] * processes, phase.log()
+        target = ["--resume", str(only_run(tmp_path, "moving"))]
+    assert reference.wait() == [0]
+    assert loads(tmp_path, "moving") == loads(tmp_path, "steady") == [Counter(range(SAMPLES))] * 3
+    steady, moving = only_run(tmp_path, "steady"), only_run(tmp_path, "moving")
+    assert losses(moving) == pytest.approx(losses(steady), rel=1e-5) and len(losses(moving)) == 27
+    assert "2 process(es) in place of 3: the global batch stays 24" in phase.log()
+
+
+def test_fewer_ranks_accumulate_what_more_ranks_did_at_once(tmp_path: Path, server: ForkServer) -> None:
+    reference = server.start("fit", "--config", config(tmp_path, "steady", batch_size=48), cwd=tmp_path)
+    target = ["--config", config(tmp_path, "moving", batch_size=8)]
+    for processes, last in [(3, 4), (1, 9), (2, None)]:
+        overrides = ["train.accumulate=2", f"train.max_steps={last}" if last else "train.max_steps=null"]
+        phase = server.run("fit", *target, *overrides, cwd=tmp_path, processes=processes)
+        assert phase.wait() == [0] * processes, phase.log()
+        target = ["--resume", str(only_run(tmp_path, "moving"))]
+    assert reference.wait() == [0]
+    assert loads(tmp_path, "moving") == [Counter(range(SAMPLES))] * 3
+    assert losses(only_run(tmp_path, "moving")) == pytest.approx(losses(only_run(tmp_path, "steady")), rel=1e-5)
+
+
+def test_another_number_of_ranks_is_refused_where_that_is_asked_for(tmp_path: Path, server: ForkServer) -> None:
+    path = config(tmp_path, "strict", batch_size=24)
+    first = server.run("fit", "--config", path, "train.max_steps=3", "train.elastic=refuse", cwd=tmp_path)
+    assert first.wait() == [0]
+    command = ["fit", "--resume", str(only_run(tmp_path, "strict")), "train.max_steps=6"]
+    second = server.run(*command, cwd=tmp_path, processes=2)
+    assert second.wait() == [2, 2]
+    (line,) = [text for text in second.log().splitlines() if text.startswith("trainer: ")]
+    assert line == (
+        "trainer: error: train.elastic: 2 processes × 24 × 1 accumulated are a global batch of 48, and the run had 24 "
+        "with 1 processes: start as many, change data.batch_size or train.accumulate to match, or set "
+        "train.elastic=accumulate"
+    )
+    third = server.run(*command, "data.batch_size=12", cwd=tmp_path, processes=2)
+    assert third.wait() == [0, 0], third.log()
+
+
 def test_a_global_batch_that_changes_on_the_way_still_covers_each_sample_once(
     tmp_path: Path, server: ForkServer
 ) -> None:
