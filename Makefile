@@ -9,11 +9,12 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 # A failed step must not leave a file behind that makes the next call believe it is done.
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test check clean
+.PHONY: help quickstart test soak check clean
 
 help:
 	@echo "make quickstart   environment in .venv, then a classifier of handwritten digits (no accelerator needed)"
 	@echo "make test         the same environment with the test tools: format, lint, types, all tests"
+	@echo "make soak         the long proofs in full: kills, signals, damaged checkpoints; a table of what survived"
 	@echo "make check        format, lint and types only"
 	@echo "make clean        remove the environment and all caches; runs/ stays"
 
@@ -37,6 +38,9 @@ quickstart: .venv/installed
 test: .venv/installed-test
 	scripts/check $(BIN)
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: .venv/installed-test
+	TRAINER_SOAK=1 $(BIN)/python -m pytest -m soak --timeout 3000 $(ARGS)
 
 check: .venv/installed-test
 	scripts/check $(BIN)

@@ -17,7 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Threads that spin while they wait take 15 times as long on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from harness import FIXTURES, environment, free_port  # found through the path above
+import soak  # found through the path above
+from harness import FIXTURES, environment, free_port
 from processes import ForkServer
 
 
@@ -50,6 +51,24 @@ def run_cases(tmp_path: Path) -> Callable[[int, Sequence[Sequence[str]]], list[i
         return codes
 
     return run
+
+
+SURVIVED = pytest.StashKey[list[tuple[str, str]]]()
+
+
+@pytest.fixture
+def survived(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """`survived(text)`: what a long proof has shown, for the table at the end of `make soak`."""
+    table = request.config.stash.setdefault(SURVIVED, [])
+    return lambda text: table.append((request.node.nodeid.rpartition("::")[2], text))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    table = config.stash.get(SURVIVED, [])
+    if soak.IN_FULL and table:
+        terminalreporter.section("what survived")
+        for name, text in table:
+            terminalreporter.write_line(f"{text}\n    {name}")
 
 
 @pytest.fixture(scope="session")

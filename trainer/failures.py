@@ -1,7 +1,7 @@
 """Which rank failed first: the others only see that a connection broke. No torch.
 
-The first rank that knows a cause claims it in `RUN/.failure` before it closes its connections; it alone prints it. A rank
-whose connection broke looks there, and at the other ranks' heartbeats, before it believes its own error to be the cause.
+The first rank that knows a cause claims it in `RUN/.failure` before it closes its connections, and it alone prints it.
+A rank whose connection broke looks there, and at the other ranks' heartbeats, before it believes its own error.
 """
 
 from __future__ import annotations
