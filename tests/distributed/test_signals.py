@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soak
 from harness import toy_config
 from outcome import assert_same_bits, entries, only_run, record
 from processes import ForkServer, Training, wait_until
+
+from trainer import checkpoint, health
 
 SECTIONS: dict[str, Any] = {
     "model": {"name": "toy.net", "dropout": 0.2},
@@ -93,3 +99,56 @@ def test_data_workers_that_hang_end_with_their_training_process(tmp_path: Path, 
     training.send(signal.SIGKILL)
     assert training.wait() == [-signal.SIGKILL]
     wait_until(lambda: not training.leftovers(), "the end of the data workers", 10)
+
+
+SPREAD: dict[str, Any] = {
+    "model": {"name": "toy.net", "dropout": 0.2},
+    "data": {"samples": 203, "batch_size": 8, "workers": 1, "delay": 0.01, "eval_delay": 0.01},
+    "train": {"max_epochs": soak.choose(4, 14), "ema_decay": 0.9},
+    "evaluate": {"every_steps": 9},
+    "checkpoint": {"every_steps": 10, "keep": 2},
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("processes", "strategy"), [(1, "auto"), (2, "ddp"), (2, "fsdp")])
+def test_signals_at_random_moments_always_end_with_75_and_one_whole_checkpoint(
+    processes: int, strategy: str, tmp_path: Path, server: ForkServer, survived: Callable[[str], None]
+) -> None:
+    def begin(name: str) -> Training:
+        config = toy_config(tmp_path, name=name, **SPREAD, strategy={"name": strategy})
+        return server.start("fit", "--config", str(config), "resume=auto", cwd=tmp_path, processes=processes)
+
+    undisturbed = begin("undisturbed")
+    draw, phases = soak.draw(), Counter[str]()
+    signals = soak.choose(4, 20)
+    for number in range(signals):
+        training = begin("stopped")
+        # From the first line that it prints on; what comes before is the start of Python.
+        wait_until(lambda t=training: "toy.recipe" in t.log(), "the first line")  # type: ignore[misc]
+        pause = time.monotonic() + draw.random() * draw.choice([0.1, 0.5])
+        wait_until(lambda p=pause: time.monotonic() > p, "a random moment")  # type: ignore[misc]
+        run = next(iter((tmp_path / "runs").glob("stopped/*")), None)
+        sign = health.read(run, 0) if run is not None else None
+        phases[sign.phase if sign is not None and sign.pid == training.pids[0] else "set-up"] += 1
+        training.send(draw.choice([signal.SIGTERM, signal.SIGUSR1]), draw.randrange(processes), group=True)
+        assert training.wait() == [75] * processes, training.log()
+        assert not training.leftovers()
+        assert_one_whole_checkpoint_more(only_run(tmp_path, "stopped"), number)
+    final = begin("stopped")
+    assert final.wait() == undisturbed.wait() == [0] * processes, final.log()
+    assert_same_bits(only_run(tmp_path, "stopped"), only_run(tmp_path, "undisturbed"))
+    places = ", ".join(f"{count} in {phase}" for phase, count in sorted(phases.items()))
+    survived(f"{signals} SIGTERMs and SIGUSR1s ({places}): exit 75, a whole checkpoint, nothing left, same bits")
+
+
+def assert_one_whole_checkpoint_more(run: Path, number: int) -> None:
+    """The newest is whole, of the step at which the run says that it was stopped, and nothing is half-written."""
+    now = record(run)
+    assert now["status"] == "preempted" and len(now["attempts"]) == number + 1
+    damaged: list[str] = []
+    found = checkpoint.newest_whole(run / "checkpoints", damaged.append)
+    assert found is not None and not damaged
+    assert found.manifest.step == entries(run)[-1]["step"]
+    assert not list((run / "checkpoints").glob(".*"))
+    assert all(line.endswith("}") for line in (run / "metrics.jsonl").read_text().splitlines())

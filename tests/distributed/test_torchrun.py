@@ -6,13 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import psutil
+import pytest
+import soak
 from harness import environment, free_port, toy_config
-from outcome import entries, losses, only_run, record
+from outcome import assert_same_bits, entries, losses, only_run, record
 from processes import ForkServer, wait_until
 
+from trainer import checkpoint
 from trainer.cli import main
 
 
@@ -61,3 +67,78 @@ def test_two_nodes_and_one_of_them_told_to_stop(tmp_path: Path, server: ForkServ
 
     assert main(["fit", "--resume", str(run), "data.batch_size=20"]) == 0
     assert [entry["step"] for entry in entries(run) if "train/loss" in entry] == list(range(1, 21))
+
+
+STOPPED: dict[str, Any] = {
+    "model": {"name": "toy.net", "dropout": 0.2},
+    "data": {"samples": 203, "batch_size": 8, "workers": 1, "delay": 0.03},
+    "train": {"max_epochs": soak.choose(8, 30), "ema_decay": 0.9},
+    "checkpoint": {"every_steps": 10, "keep": 2},
+}
+WAYS = [
+    ("agent", signal.SIGTERM),
+    ("agent", signal.SIGUSR1),  # ends torchrun at once: its ranks notice that it is gone
+    ("agent", signal.SIGKILL),
+    ("rank", signal.SIGTERM),
+    ("rank", signal.SIGUSR1),
+]
+"""Who gets which signal."""
+
+
+@pytest.mark.soak
+def test_whoever_is_told_to_stop_under_torchrun_all_ranks_end_with_75_and_a_checkpoint(
+    tmp_path: Path, server: ForkServer, survived: Callable[[str], None]
+) -> None:
+    steady = toy_config(tmp_path, name="steady", **STOPPED)
+    reference = server.start("fit", "--config", str(steady), cwd=tmp_path, processes=2)
+    config = toy_config(tmp_path, name="stopped", **STOPPED)
+    draw = soak.draw()
+    rounds = soak.choose(1, 4)
+    for number, (who, what) in enumerate(WAYS * rounds):
+        options = ["--standalone", "--nproc-per-node=2"]
+        agent = torchrun(tmp_path, f"log{number}", options, "fit", "--config", str(config), "resume=auto")
+        log = tmp_path / f"log{number}"
+        wait_until(lambda log=log: "step " in log.read_text(), "the first step")
+        pause = time.monotonic() + draw.random() * 0.5
+        wait_until(lambda p=pause: time.monotonic() > p, "a random moment")
+        family = psutil.Process(agent.pid).children(recursive=True)
+        ranks = [one for one in family if one.ppid() == agent.pid]
+        (agent if who == "agent" else draw.choice(ranks)).send_signal(what)
+        agent.wait(60)
+        wait_until(lambda f=family: not any(one.is_running() and one.status() != "zombie" for one in f), "all to end")
+        text = log.read_text()
+        run = only_run(tmp_path, "stopped")
+        now = record(run)
+        expected = what.name if who == "rank" else "SIGTERM"
+        assert (now["status"], now["exit_reason"]) == ("preempted", expected), text
+        if who == "rank":
+            assert "exitcode  : 75" in text and "exitcode  : 1 " not in text
+        assert text.count("trainer: preempted: stopped by") == 1 and "failed" not in told(text)
+        damaged: list[str] = []
+        found = checkpoint.newest_whole(run / "checkpoints", damaged.append)
+        assert found is not None and not damaged and found.manifest.step == entries(run)[-1]["step"]
+        assert not list((run / "checkpoints").glob(".*"))
+    last = server.run("fit", "--resume", str(only_run(tmp_path, "stopped")), cwd=tmp_path, processes=2)
+    assert last.wait() == reference.wait() == [0, 0], last.log()
+    assert_same_bits(only_run(tmp_path, "stopped"), only_run(tmp_path, "steady"))
+    survived(
+        f"{len(WAYS) * rounds} signals under torchrun, to the agent or to a rank: exit 75, whole checkpoint, same bits"
+    )
+
+
+def told(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if line.startswith("trainer: "))
+
+
+@pytest.mark.parametrize("how", ["raise", "kill"])
+def test_the_cause_comes_first_on_the_terminal(how: str, tmp_path: Path) -> None:
+    config = toy_config(tmp_path, recipe={"name": "toy.failing_recipe", "rank": 1, "how": how})
+    agent = torchrun(tmp_path, "log", ["--standalone", "--nproc-per-node=2"], "fit", "--config", str(config))
+    assert agent.wait(100) != 0
+    text = (tmp_path / "log").read_text()
+    lines = told(text).splitlines()
+    cause = "the sky is falling" if how == "raise" else "the process ended without a word"
+    assert cause in lines[0] and "".join(lines).count(cause) == 1, text
+    assert record(only_run(tmp_path))["status"] == "failed"
+    before = text[: text.index(lines[0])]
+    assert "Error" not in before and "Traceback" not in before, text
