@@ -41,14 +41,14 @@ class Manifest:
     sharded: bool
     metrics: dict[str, float]
     """Metrics evaluated at exactly this step; empty where there was no evaluation."""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By path relative to the checkpoint: `sha256` (hex) and `size` (bytes)."""
     batch_size: int = 0
     """Samples per device and micro-batch; 0 where a checkpoint of an earlier version does not say."""
     accumulate: int = 0
     """Micro-batches per optimizer step as the config says; 0 where unknown."""
     global_batch: int = 0
     """Samples per optimizer step; 0 where unknown."""
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By path relative to the checkpoint: `sha256` (hex) and `size` (bytes)."""
     format_version: int = FORMAT_VERSION
 
 
