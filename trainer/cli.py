@@ -49,12 +49,11 @@ def report(error: BaseException, as_json: bool, debug: bool) -> int:
     """Print an error, unless it has been printed before; returns the exit code that goes with it."""
     if not getattr(error, "was_reported", False):
         error.was_reported = True  # type: ignore[attr-defined]
-        if debug:
-            traceback.print_exception(error)
-        if isinstance(error, TrainerError):
-            _report(error, as_json)
-        else:
-            _report_failure(error, as_json, debug)
+        try:
+            _print_error(error, as_json, debug)
+        except OSError:
+            # The disk of the log is full: nobody can be told here (run.json says it). Python would try again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return error.exit_code if isinstance(error, TrainerError) else EXIT_FAILURE
 
 
@@ -150,6 +149,15 @@ def _help() -> str:
             "Exit codes: 0 done, 1 failure, 2 a mistake in what was asked for, 75 preempted with a checkpoint written.",
         ]
     )
+
+
+def _print_error(error: BaseException, as_json: bool, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, TrainerError):
+        _report(error, as_json)
+    else:
+        _report_failure(error, as_json, debug)
 
 
 def _report(error: TrainerError, as_json: bool) -> None:

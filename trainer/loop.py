@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from trainer.cadence import Cadence
 from trainer.config import Loading, RunConfig
 from trainer.ema import WeightAverage
-from trainer.engine import Engine
+from trainer.engine import Engine, Pending
 from trainer.health import Heartbeat
 from trainer.loading import Loaded, load
 from trainer.non_finite import Guard, RollBack, Seen
@@ -72,10 +72,7 @@ def train(job: Job) -> bool:
 
 
 def _train(job: Job, batches: Iterator[Loaded]) -> bool:
-    engine, task, progress, report, beat = job.engine, job.task, job.progress, job.report, job.heart.beat
-    nominal = job.plan.global_batch
-    # DDP and FSDP average over ranks; with this factor the sum of all gradients is that of the mean over `nominal`.
-    share = engine.world.size / nominal
+    engine, progress, report, beat = job.engine, job.progress, job.report, job.heart.beat
     cadence = Cadence(job)
     job.guard.checkpoint_step = progress.step
     engine.model.train()
@@ -84,39 +81,18 @@ def _train(job: Job, batches: Iterator[Loaded]) -> bool:
         cadence.begin()
         rate = engine.set_learning_rate(job.schedule(progress.step))
         logs = cadence.logs(progress.step + 1)
-        loss, count, bad, seen, began = 0.0, 0.0, [], Seen(), time.perf_counter()
-
-        for loaded in _one_step(batches, report, beat):
-            # forward: every rank, on its own slice of the global batch
-            beat("forward")
-            more_to_come = not loaded.micro.last
-            with engine.accumulating(more_to_come):
-                with engine.forward_context():
-                    part, part_count = task.loss(engine.model, engine.cast(loaded.batch))
-                if loaded.filler:
-                    part, part_count = part * 0.0, 0.0
-                seen.add(loaded.micro, part)
-                count += part_count
-                bad += loaded.batch["bad"]
-                if logs or engine.reads_freely:
-                    loss += float(part.detach())
-                if not more_to_come:
-                    job.stragglers.note(time.perf_counter() - began)
-                    wishes = [float(job.preemption.requested), float(cadence.time_to_save()), float(len(bad))]
-                    sums = engine.add_up([count, loss, *wishes, *(job.stragglers.share() if logs else ())])
-                # backward: every rank; gradients are exchanged in the last one only, while they are computed
-                beat("backward")
-                engine.backward(part, share)
+        # data, forward, backward: every rank, on its own slice of the global batch
+        seen, sums = _gradients(job, batches, cadence, logs)
 
         # exchange: all ranks agree on the count of the global batch, and on whether to stop or save
         beat("exchange")
         count, loss, stop, save_now, any_bad, *times = sums.wait()
         if any_bad:
-            report.bad_samples("train", [sample for part in engine.gather(bad) for sample in part])
+            report.bad_samples("train", [sample for part in engine.gather(seen.bad) for sample in part])
 
         # clip and step: every rank; the schedule and the average count optimizer steps and nothing else
         beat("step")
-        norm = engine.finish_gradients(nominal / count if count else 0.0)
+        norm = engine.finish_gradients(job.plan.global_batch / count if count else 0.0)
         is_good = math.isfinite(loss) and (math.isfinite(norm) or engine.scales_loss)
         if is_good:
             job.guard.passed()
@@ -125,8 +101,9 @@ def _train(job: Job, batches: Iterator[Loaded]) -> bool:
             engine.skip_step()
             job.guard.found(progress, loss, norm, seen)
         progress.step += 1
-        report.samples += loaded.micro.consumed - progress.consumed
-        progress.consumed = loaded.micro.consumed
+        consumed = seen.micros[-1].consumed
+        report.samples += consumed - progress.consumed
+        progress.consumed = consumed
         if job.ema is not None and is_good:
             job.ema.update(progress.step)
 
@@ -144,6 +121,36 @@ def _train(job: Job, batches: Iterator[Loaded]) -> bool:
         if stop and progress.step < job.total_steps:
             return False
     return True
+
+
+def _gradients(job: Job, batches: Iterator[Loaded], cadence: Cadence, logs: bool) -> tuple[Seen, Pending]:
+    """The micro-batches of one step, forward and backward: what was seen, and sums on their way around the ranks."""
+    engine, beat = job.engine, job.heart.beat
+    # DDP and FSDP average over ranks; with this factor the sum of all gradients is that of the mean over the nominal
+    # global batch.
+    share = engine.world.size / job.plan.global_batch
+    loss, count, seen, began = 0.0, 0.0, Seen(), time.perf_counter()
+    for loaded in _one_step(batches, job.report, beat):
+        # forward: every rank, on its own slice of the global batch
+        beat("forward")
+        more_to_come = not loaded.micro.last
+        with engine.accumulating(more_to_come):
+            with engine.forward_context():
+                part, part_count = job.task.loss(engine.model, engine.cast(loaded.batch))
+            if loaded.filler:
+                part, part_count = part * 0.0, 0.0
+            seen.add(loaded.micro, part, loaded.batch["bad"])
+            count += part_count
+            if logs or engine.reads_freely:
+                loss += float(part.detach())
+            if not more_to_come:
+                job.stragglers.note(time.perf_counter() - began)
+                wishes = [float(job.preemption.requested), float(cadence.time_to_save()), float(len(seen.bad))]
+                sums = engine.add_up([count, loss, *wishes, *(job.stragglers.share() if logs else ())])
+            # backward: every rank; gradients are exchanged in the last one only, while they are computed
+            beat("backward")
+            engine.backward(part, share)
+    return seen, sums
 
 
 def _one_step(batches: Iterator[Loaded], report: Report, beat: Callable[[str], None]) -> Iterator[Loaded]:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from trainer.engine import Engine
 from trainer.errors import TrainerError
 from trainer.files import complete_lines
 from trainer.sampling import MicroBatch
 
 if TYPE_CHECKING:
+    import torch
+
+    from trainer.engine import Engine
     from trainer.state import Progress
 
 FILE = "non_finite.jsonl"
@@ -40,10 +40,13 @@ class Seen:
 
     micros: list[MicroBatch] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    """Samples that could not be read."""
 
-    def add(self, micro: MicroBatch, loss: torch.Tensor) -> None:
+    def add(self, micro: MicroBatch, loss: torch.Tensor, bad: list[tuple[int, str]]) -> None:
         self.micros.append(micro)
         self.losses.append(loss.detach())
+        self.bad += bad
 
     def samples(self, rank: int) -> list[dict[str, Any]]:
         """Indices and loss (a sum) of each micro-batch."""

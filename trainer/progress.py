@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Self, TextIO
 
+from trainer.errors import TrainerError
+
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
@@ -152,7 +154,20 @@ class Progress:
         return Group(head, *lines)
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print_line(text, self._stream)
+
+
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Print a line (to stderr where nothing else is given); TrainerError when the file behind it takes no more."""
+    try:
+        print(text, file=sys.stderr if stream is None else stream, flush=True)
+    except BrokenPipeError:  # whoever read it has gone, which the command line answers in its own way
+        raise
+    except OSError as error:
+        raise TrainerError(
+            f"the log (what stderr goes to) can't be written: {error.strerror}; free space or send it elsewhere, "
+            "and go on with --resume"
+        ) from error
 
 
 def summary_table(rows: list[tuple[str, str]], title: str, stream: TextIO | None = None) -> None:

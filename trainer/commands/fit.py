@@ -12,7 +12,7 @@ from trainer import cli, environment, world
 from trainer.deferred import uncollected
 from trainer.errors import EXIT_DONE, UserError
 from trainer.preemption import Preemption
-from trainer.progress import summary_table
+from trainer.progress import print_line, summary_table
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
@@ -58,7 +58,7 @@ def _chosen(args: argparse.Namespace) -> tuple[RunConfig, Run | None]:
 def _fit(config: RunConfig, resume: Run | None, place: World, preemption: Preemption, args: argparse.Namespace) -> None:
     def say(text: str) -> None:
         if place.is_main:
-            print(text, file=sys.stderr, flush=True)
+            print_line(text)
 
     def tell(error: BaseException) -> None:
         cli.report(error, args.json, args.debug)
