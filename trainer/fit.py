@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -151,6 +152,7 @@ def _train(
     job.saver.wait()
     if done:
         _test(config, job, parts, say)
+    _close_display(parts)
     heart.beat("end")
     return done
 
@@ -181,8 +183,8 @@ def _end(done: bool, parts: _Parts, engine: Engine, preemption: Preemption) -> R
 def _conclude(parts: _Parts, world: World, error: BaseException, tell: Tell) -> BaseException:
     """Find the job's cause, have it told once, write it down; returns the error with which this rank ends."""
     failure, is_mine = failures.conclude(parts.folder, world, error)
-    if parts.job is not None and parts.job.report.display is not None:
-        parts.job.report.display.close()
+    with suppress(TrainerError):  # it may be the display that can't be written to, and that is told below
+        _close_display(parts)
     ending = error
     if is_mine:
         if failures.is_lost_connection(error):
@@ -337,9 +339,12 @@ def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkp
         state.load_average(ema, loaded)
 
 
-def _finish_tracking(parts: _Parts, status: str) -> str | None:
+def _close_display(parts: _Parts) -> None:
     if parts.job is not None and parts.job.report.display is not None:
         parts.job.report.display.close()
+
+
+def _finish_tracking(parts: _Parts, status: str) -> str | None:
     # A scheduler that wants its machine back does not wait long; `trainer runs sync` sends the rest.
     patience = 10.0 if status == "preempted" else 30.0
     return parts.tracker.finish(status, patience) if parts.tracker is not None else None

@@ -34,7 +34,7 @@ def test_a_full_log_ends_the_run_which_says_so_in_its_record_and_goes_on_later(
     command = [sys.executable, "-m", "trainer", "fit", "--config", str(config)]
     # Room for the lines of the start and of the first step: that of the evaluation meets the end of it.
     with (small_disk / "log").open("wb") as log:
-        log.write(b"." * (64 * 1024 - 200 - len(str(tmp_path))))
+        log.write(b"." * (64 * 1024 - 250 - len(str(tmp_path))))
         log.flush()
         done = subprocess.run(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=log)
     assert done.returncode == 1 and done.stdout == b""
