@@ -1,4 +1,4 @@
-"""Files that survive a crash and several writers: atomic replacement, and locks between processes."""
+"""Files that survive a crash, a full disk and several writers: atomic replacement, and locks between processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,27 @@ except ImportError:  # Windows has none; a single writer is then assumed
 
 LOCKS_UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 """What file systems without locks (some Lustre and FUSE mounts) answer."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_REMEDIES = {
+    **dict.fromkeys(FULL, "free space"),
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "give this user the right to write there",
+    errno.EPERM: "give this user the right to write there",
+    errno.ENOENT: "put the folder back",
+    errno.ENOTDIR: "put the folder back",
+    errno.ESTALE: "mount the file system anew",
+    errno.EIO: "check the disk",
+}
+
+
+def remedy(error: OSError) -> str:
+    """What a user can do about a file that can't be written or read, in a few words without a full stop."""
+    return _REMEDIES.get(error.errno or 0, "see to that")
+
+
+def reason(error: OSError) -> str:
+    """The cause in the system's own words."""
+    return error.strerror or str(error)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -35,6 +57,32 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_with_reserve(path: Path, data: bytes, reserve: Path) -> None:
+    """`write_atomically`; on a full disk the file `reserve`, written when there was room, becomes the new `path`.
+
+    Its blocks are written over in place, so that nobody else can take the space in between.
+    """
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        if error.errno not in FULL or not reserve.is_file() or len(data) > reserve.stat().st_size:
+            raise
+        with reserve.open("r+b", buffering=0) as file:
+            file.write(data)
+            file.truncate()
+            os.fsync(file.fileno())
+        os.replace(reserve, path)
+        sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, a file or a symbolic link (not what it points to), where it exists."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -54,33 +102,43 @@ def locked(path: Path, timeout: float | None = None) -> Iterator[None]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if fcntl is not None:
-            _lock(
-                descriptor,
-                path,
-                None if timeout is None else time.monotonic() + timeout,
-            )
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not take_lock(descriptor, wait=deadline is None):
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"{path} is held by another process")
+            time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path, deadline: float | None) -> None:
-    while True:
-        try:
-            fcntl.flock(
-                descriptor,
-                fcntl.LOCK_EX if deadline is None else fcntl.LOCK_EX | fcntl.LOCK_NB,
-            )
-            return
-        except OSError as error:
-            if error.errno in LOCKS_UNSUPPORTED:
-                return
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"{path} is held by another process") from error
-        time.sleep(0.05)
+def take_lock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open file for this process; False where another holds it and this is not to `wait`.
+
+    True on a file system without locks, too: there is nobody to ask.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in LOCKS_UNSUPPORTED:
+            return True
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def drop_lock(descriptor: int) -> None:
+    """Unlock, also for children that have inherited the descriptor: closing would leave the lock with them."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except OSError as error:
+        if error.errno not in LOCKS_UNSUPPORTED:
+            raise
 
 
 def complete_lines(path: Path) -> list[dict[str, Any]]:

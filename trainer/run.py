@@ -8,20 +8,22 @@ work tree was dirty, `checkpoints/` and `artifacts/`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import secrets
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from json.encoder import JSONEncoder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer import environment
-from trainer.errors import TrainerError, UserError
-from trainer.files import locked, write_atomically
+from trainer.errors import UserError
+from trainer.files import FULL, locked, reason, write_atomically, write_with_reserve
 from trainer.lineage import lineage, read_git
+from trainer.metrics_log import MetricsLog
+from trainer.metrics_log import parse_entry as parse_entry  # part of what a run directory is read with
+from trainer.run_lock import RunLock, still_at_work
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
@@ -38,9 +40,9 @@ KILLED = "killed"
 DAMAGED = "damaged"
 """A folder whose record can't be read; never written."""
 
-TAIL_BYTES = 65536
-NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_encode = JSONEncoder(allow_nan=False).encode
+RESERVE = ".reserve"
+RESERVE_BYTES = 64 << 10
+"""Enough for a record of some hundred attempts."""
 
 
 class Run:
@@ -48,7 +50,9 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._metrics_file: int | None = None
+        self.lock: RunLock | None = None
+        """Held by the process that works on the run, from `resume.begin` to `end_attempt`."""
+        self._metrics = MetricsLog(path / "metrics.jsonl")
 
     @classmethod
     def create(cls, config: RunConfig, world_size: int, data_fingerprint: str) -> Run:
@@ -56,22 +60,31 @@ class Run:
 
         Raises UserError when the folder can't be made.
         """
+        run = cls(_make_folder(Path(config.runs_dir) / config.name))
+        try:
+            run._fill(config, world_size, data_fingerprint)
+        except OSError:  # half of a run directory is of no use
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
+        return run
+
+    def _fill(self, config: RunConfig, world_size: int, data_fingerprint: str) -> None:
         from trainer.load import as_dict, dump
 
-        run = cls(_make_folder(Path(config.runs_dir) / config.name))
-        write_atomically(run.path / "config.yaml", dump(config).encode())
+        write_atomically(self.path / "config.yaml", dump(config).encode())
         installed = environment.distributions()
         listing = "".join(f"{name}=={version}\n" for name, version in installed.items())
-        write_atomically(run.path / "environment.txt", listing.encode())
+        write_atomically(self.path / "environment.txt", listing.encode())
         git = read_git(Path.cwd())
         if git and git.diff:
-            write_atomically(run.path / "git.diff", git.diff.encode())
+            write_atomically(self.path / "git.diff", git.diff.encode())
         attempt = _new_attempt(world_size)
-        run._write(
+        self._lay_reserve()
+        self._write(
             {
                 "format_version": FORMAT_VERSION,
                 "name": config.name,
-                "run_id": run.path.name,
+                "run_id": self.path.name,
                 "created": attempt["started"],
                 "updated": attempt["started"],
                 **_running(attempt),
@@ -88,7 +101,6 @@ class Run:
                 "mlflow_run_id": None,
             }
         )
-        return run
 
     @classmethod
     def open(cls, path: str | Path, runs_dir: str | Path = "runs") -> Run:
@@ -160,11 +172,14 @@ class Run:
         with locked(self.path / ".lock"):
             record = self.record
             if record["status"] == RUNNING and not _is_dead(record) and record["host"] == environment.host():
-                raise UserError(f"{self.path}: process {record['pid']} is still working on this run")
+                raise UserError(
+                    still_at_work(self.path, record["host"], record["pid"], record["attempts"][-1]["started"])
+                )
             last = record["attempts"][-1]
             if last["status"] == RUNNING:
                 last.update(status=KILLED, exit_reason="its process ended without a word")
             attempt = _new_attempt(world_size)
+            self._lay_reserve()
             attempts = [*record["attempts"], attempt]
             self._write(
                 {
@@ -175,13 +190,25 @@ class Run:
                 }
             )
 
-    def end_attempt(self, status: str, exit_reason: str | None = None) -> None:
-        """Write how the run ended: the status of the run and of its last attempt."""
-        with locked(self.path / ".lock"):
-            record = self.record
-            now = _now()
-            record["attempts"][-1].update(status=status, exit_reason=exit_reason, ended=now)
-            self._write({**record, "status": status, "exit_reason": exit_reason, "updated": now})
+    def end_attempt(self, status: str, exit_reason: str | None = None) -> str | None:
+        """Write how the run ended: the status of the run and of its last attempt; another job may then go on with it.
+
+        On a full disk a reserve is given up for it. Returns one line where it can't be written at all, rather than
+        raising an error that would hide the one with which the run ends; None when all is well.
+        """
+        try:
+            with locked(self.path / ".lock"):
+                record = self.record
+                now = _now()
+                record["attempts"][-1].update(status=status, exit_reason=exit_reason, ended=now)
+                self._write({**record, "status": status, "exit_reason": exit_reason, "updated": now})
+        except (OSError, UserError) as error:  # UserError: there is no record any more
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            return f"{self.path}/run.json: that the run ended as {status} could not be recorded ({why})"
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+        return None
 
     def config(self) -> RunConfig:
         """The resolved config."""
@@ -190,94 +217,38 @@ class Run:
         return load(str(self.path / "config.yaml"), [])
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append one line to `metrics.jsonl`. Takes microseconds: no lock, no fsync, one write."""
-        if self._metrics_file is None:
-            self._metrics_file = self._open_metrics()
-        try:
-            line = _encode(entry)
-        except ValueError:
-            line = _encode({key: _finite(value) for key, value in entry.items()})
-        data = f"{line}\n".encode()
-        while data:
-            data = data[os.write(self._metrics_file, data) :]
+        """Append one line to `metrics.jsonl`; see `MetricsLog.append`."""
+        self._metrics.append(entry)
 
     def rewind(self, step: int) -> int:
-        """Drop what was logged after `step`, lines torn by a crash, and the test's result, which is found anew at the
-        end; returns how many entries were dropped."""
-        self.close()
-        kept, dropped = [], 0
-        for _, entry in self._lines():
-            if entry is None or entry.get("step", 0) > step or any(key.startswith("test/") for key in entry):
-                dropped += 1
-            else:
-                kept.append(_encode({key: _finite(value) for key, value in entry.items()}) + "\n")
-        if dropped:
-            write_atomically(self._metrics_path, "".join(kept).encode())
-        return dropped
+        """Drop what was logged after `step`; see `MetricsLog.rewind`."""
+        return self._metrics.rewind(step)
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """Entries of `metrics.jsonl` in the order they were logged; a torn last line is left out.
-
-        Raises TrainerError when a line in the middle is damaged.
-        """
-        torn: int | None = None
-        for number, entry in self._lines():
-            if torn is not None:
-                raise TrainerError(f"{self._metrics_path}:{torn}: damaged line; delete it to read the others")
-            if entry is None:
-                torn = number
-            else:
-                yield entry
+        """Entries of `metrics.jsonl` in the order they were logged; see `MetricsLog.read`."""
+        return self._metrics.read()
 
     def last_step(self) -> int | None:
-        """Step of the last whole entry of `metrics.jsonl`, from its end only; None where nothing was logged."""
-        try:
-            with self._metrics_path.open("rb") as file:
-                file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
-                lines = file.read().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return None
-        entries = (parse_entry(line) for line in reversed(lines))
-        return next((int(entry["step"]) for entry in entries if entry and "step" in entry), None)
+        """Step of the last whole entry of `metrics.jsonl`; None where nothing was logged."""
+        return self._metrics.last_step()
 
     def close(self) -> None:
         """Close `metrics.jsonl`; the next `log` opens it again."""
-        if self._metrics_file is not None:
-            os.close(self._metrics_file)
-            self._metrics_file = None
+        self._metrics.close()
 
-    @property
-    def _metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    def _lines(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    def _lay_reserve(self) -> None:
+        """Room for the record of a failure on a full disk: real bytes, which no file system stores as nothing."""
+        reserve = self.path / RESERVE
         try:
-            file = self._metrics_path.open("rb")
-        except FileNotFoundError:
-            return
-        with file:
-            for number, line in enumerate(file, start=1):
-                yield number, parse_entry(line) if line.endswith(b"\n") else None
-
-    def _is_torn(self) -> bool:
-        try:
-            with self._metrics_path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) == 0:
-                    return False
-                file.seek(-1, os.SEEK_END)
-                return file.read(1) != b"\n"
-        except FileNotFoundError:
-            return False
-
-    def _open_metrics(self) -> int:
-        if self._is_torn():  # of a process that was killed: the next entry must not become part of it
-            with self._metrics_path.open("r+b") as file:
-                content = file.read()
-                file.truncate(content.rfind(b"\n") + 1)
-        return os.open(self._metrics_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            if not reserve.is_file() or reserve.stat().st_size != RESERVE_BYTES:
+                write_atomically(reserve, os.urandom(RESERVE_BYTES))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise  # on a disk that is full from the start, what the run needs itself tells it
 
     def _write(self, record: dict[str, Any]) -> None:
-        write_atomically(self.path / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+        data = (json.dumps(record, indent=2) + "\n").encode()
+        write_with_reserve(self.path / "run.json", data, self.path / RESERVE)
 
 
 def find_runs(runs_dir: str | Path, name: str | None = None) -> list[Run]:
@@ -285,23 +256,6 @@ def find_runs(runs_dir: str | Path, name: str | None = None) -> list[Run]:
     folders = [file.parent for file in Path(runs_dir).glob("*/*/config.yaml")]
     chosen = [folder for folder in folders if name is None or folder.parent.name == name]
     return [Run(folder) for folder in sorted(chosen, key=lambda folder: folder.name, reverse=True)]
-
-
-def parse_entry(line: bytes) -> dict[str, Any] | None:
-    """One line of `metrics.jsonl`, non-finite numbers restored; None when it is damaged."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(entry, dict):
-        return None
-    return {key: NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in entry.items()}
-
-
-def _finite(value: Any) -> Any:
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _make_folder(parent: Path) -> Path:

@@ -14,6 +14,8 @@ from harness import toy_config
 from outcome import entries, only_run, record, state
 from processes import ForkServer, Training, wait_until
 
+from trainer import checkpoint
+
 SOON = 40.0
 
 
@@ -170,11 +172,11 @@ def test_what_only_rank_0_finds_out_ends_the_others_too(tmp_path: Path, server: 
     training = start(server, tmp_path, "train.max_steps=2")
     assert training.wait(SOON) == [0, 0], training.log()
     (manifest,) = (only_run(tmp_path) / "checkpoints").glob("*/manifest.json")
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 99}))
+    manifest.write_bytes(checkpoint.sealed({**json.loads(manifest.read_text()), "format_version": 99}))
     training = server.start("fit", "--resume", str(only_run(tmp_path)), "train.max_steps=4", cwd=tmp_path, processes=2)
     assert training.wait(SOON) == [2, 2]
     (line,) = told(training)
-    assert "has checkpoint format 99, this version reads up to 1: upgrade yaml-trainer" in line
+    assert "has checkpoint format 99, this version reads up to 2: upgrade yaml-trainer" in line
 
     busy = start(server, tmp_path, "name=busy", "data.delay=0.02", "train.max_epochs=1000")
     wait_until(lambda: list((tmp_path / "runs").glob("busy/*/metrics.jsonl")), "the start")

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from outcome import assert_same_bits, entries, losses, only_run, record
 from stopping import stopping
 from toy import points
 
-from trainer import environment
+from trainer import checkpoint, environment, run_lock
 from trainer.cli import main
 from trainer.files import write_atomically
+from trainer.run import find_runs
 
 SECTIONS: dict[str, Any] = {
     "model": {"name": "toy.net", "dropout": 0.2},
@@ -40,9 +42,10 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but the record of attempts."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("run.json", ".lock"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    """Every file below a folder but the record of attempts, locks and signs of life."""
+    passing = ("run.json", ".failure", ".lock", ".run.lock")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in passing)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.parent.name != "health"}
 
 
 @pytest.fixture
@@ -94,13 +97,13 @@ def test_auto_starts_a_run_goes_on_with_it_until_it_is_finished_and_then_starts_
     assert_same_bits(only_run(tmp_path), finished)
     assert [attempt["status"] for attempt in record(first)["attempts"]] == ["preempted", "preempted", "finished"]
     assert fit(tmp_path, "toy", "resume=auto", "train.max_steps=1") == 0
-    assert len(list((tmp_path / "runs" / "toy").iterdir())) == 2
+    assert len(find_runs(tmp_path / "runs")) == 2
 
 
 def test_auto_takes_up_failed_killed_and_lost_runs_of_this_config_only(run: Path, tmp_path: Path) -> None:
     def auto(*overrides: str) -> list[str]:
         assert fit(tmp_path, "toy", "resume=auto", "train.max_steps=15", *overrides) == 0
-        return sorted(path.name for path in run.parent.iterdir())
+        return [found.id for found in find_runs(tmp_path / "runs")]
 
     original = record(run)
     for change in (
@@ -109,6 +112,9 @@ def test_auto_takes_up_failed_killed_and_lost_runs_of_this_config_only(run: Path
         {"status": "running", "host": "a-node-that-went-down"},
     ):
         (run / "run.json").write_text(json.dumps({**original, **change}))
+        still = time.time() - run_lock.ALIVE_SECONDS - 1
+        for sign in (run / "health").glob("*"):
+            os.utime(sign, (still, still))
         assert auto() == [run.name], change
     (run / "run.json").write_text(json.dumps(original))
     assert len(auto("seed=1")) == 2
@@ -117,16 +123,18 @@ def test_auto_takes_up_failed_killed_and_lost_runs_of_this_config_only(run: Path
     assert len(auto()) == 4
 
 
+@pytest.mark.parametrize("how", ["--resume", "auto"])
 def test_a_run_that_is_still_at_work_is_left_alone(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    how: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "run.json").write_text(json.dumps({**record(run), "pid": os.getpid(), "process_started": None}))
     before = content(run)
-    assert resume(run) == 2
-    assert errors(capsys) == [f"trainer: error: {run}: process {os.getpid()} is still working on this run"]
-    assert fit(tmp_path, "toy", "resume=auto", "train.max_steps=1") == 0
-    assert len(list(run.parent.iterdir())) == 2
+    assert (resume(run) if how == "--resume" else fit(tmp_path, "toy", "resume=auto")) == 2
+    (line,) = errors(capsys)
+    assert line.startswith(f"trainer: error: {run}: process {os.getpid()} on {environment.host()} is still working on")
     assert content(run) == before
+    assert fit(tmp_path, "toy", "train.max_steps=1") == 0, "another beside it, for one who wants that"
+    assert len([path for path in run.parent.iterdir() if path.is_dir()]) == 2
 
 
 def test_a_run_whose_process_is_a_zombie_is_taken_up(run: Path, tmp_path: Path, finished: Path) -> None:
@@ -282,12 +290,13 @@ def test_what_a_killed_save_left_behind_is_removed(run: Path, finished: Path) ->
 
 def test_a_newer_format_is_refused_and_nothing_is_touched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = run / "checkpoints" / "step-00000014" / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 2, "new_field": True}))
-    before = content(run)
+    raw = {**json.loads(manifest.read_text()), "format_version": 3, "new_field": True}
+    manifest.write_bytes(checkpoint.sealed(raw))
+    before, its_record = content(run), record(run)
     assert resume(run) == 2
     (line,) = errors(capsys)
-    assert "step-00000014 has checkpoint format 2, this version reads up to 1: upgrade yaml-trainer" in line
-    assert content(run) == before
+    assert "step-00000014 has checkpoint format 3, this version reads up to 2: upgrade yaml-trainer" in line
+    assert content(run) == before and record(run) == its_record
 
 
 def test_a_run_killed_between_its_last_step_and_its_end_is_only_finished(finished: Path, tmp_path: Path) -> None:

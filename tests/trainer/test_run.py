@@ -168,7 +168,7 @@ sys.stdin.read()
     assert process.stdout is not None
     run = Run.open(process.stdout.readline().strip())
     assert run.status == "running"
-    with pytest.raises(UserError, match=f"process {process.pid} is still working on this run"):
+    with pytest.raises(UserError, match=f"process {process.pid} on .* is still working on this run, since 20"):
         run.begin_attempt(1)
     process.kill()
     process.communicate()

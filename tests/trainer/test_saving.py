@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from harness import toy_config
-from outcome import assert_same_bits, only_run, record
 from torch import nn
 
 from trainer import checkpoint, saving, state
 from trainer.checkpoint import Manifest
-from trainer.cli import main
 from trainer.component import Component
 from trainer.config import Checkpoint, Train
 from trainer.ema import WeightAverage
 from trainer.engine import Engine
+from trainer.errors import TrainerError
 from trainer.saving import Saver
 from trainer.state import Progress
 from trainer.world import World
@@ -58,39 +53,9 @@ def test_an_error_of_the_writing_thread_is_raised_by_the_next_call(engine: Engin
     saver = Saver(tmp_path, Checkpoint(), engine)
     checkpoint.unfinished_folder(tmp_path, 1).write_text("in the way")
     saver.save(state.capture(engine, None, Progress(1, 1)), Manifest(1, 1, 1, False, {}))
-    with pytest.raises(FileExistsError):
+    with pytest.raises(TrainerError, match=r"step-00000001 could not be written \(File exists: .unfinished-step-"):
         saver.wait()
     saver.wait()  # told once
     saver.save(state.capture(engine, None, Progress(2, 2)), Manifest(2, 2, 1, False, {}))
     saver.wait()
     assert [path.name for path in checkpoint.present(tmp_path)] == ["step-00000002"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_ends_the_run_in_one_line_and_costs_no_checkpoint(
-    small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sections = {"model": {"name": "toy.net", "width": 150}, "checkpoint": {"every_steps": 3, "keep": 2}}
-    assert main(["fit", "--config", str(toy_config(tmp_path, **sections))]) == 0
-    filler = small_disk / "filler"
-    filler.write_bytes(bytes(3_700_000))  # one checkpoint fits in, two do not
-    capsys.readouterr()
-    assert main(["fit", "--config", str(toy_config(small_disk, **sections))]) == 1
-    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("trainer: ")]
-    assert "No space left on device" in line
-    run = only_run(small_disk)
-    assert record(run)["status"] == "failed" and "No space left" in record(run)["exit_reason"]
-    filler.unlink()
-    assert main(["fit", "--resume", str(run)]) == 0
-    assert "going on from step-" in capsys.readouterr().err
-    assert_same_bits(run, only_run(tmp_path))

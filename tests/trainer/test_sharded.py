@@ -43,8 +43,8 @@ def rewrite(file: Path, data: bytes) -> None:
     file.write_bytes(data)
     manifest = file.parents[1] / "manifest.json"
     raw = json.loads(manifest.read_text())
-    raw["files"][f"sharded/{file.name}"] = {"sha256": checkpoint.hash_file(file), "size": len(data)}
-    manifest.write_text(json.dumps(raw))
+    raw["files"][f"sharded/{file.name}"] = checkpoint.entry(file)
+    manifest.write_bytes(checkpoint.sealed(raw))
 
 
 class Harm:
