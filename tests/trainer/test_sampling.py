@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import islice
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.sampling import MicroBatch, Plan, epoch_order, split
+from trainer.config import Train
+from trainer.sampling import Length, MicroBatch, Plan, epoch_order, split
 
 
 @st.composite
@@ -24,10 +26,12 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
-def steps_of(plan: Plan, rank: int, consumed: int, count: int) -> list[list[MicroBatch]]:
+def steps_of(
+    plan: Plan, rank: int, consumed: int, count: int, left_out: Collection[int] = ()
+) -> list[list[MicroBatch]]:
     """The micro-batches of `count` optimizer steps of a rank."""
     steps: list[list[MicroBatch]] = [[]]
-    for micro in plan.training(consumed, rank):
+    for micro in plan.training(consumed, rank, left_out):
         steps[-1].append(micro)
         if micro.last:
             if len(steps) == count:
@@ -175,3 +179,34 @@ def test_drop_last_after_a_larger_batch_finishes_the_epoch() -> None:
     assert plan.steps_per_epoch == 3 and plan.after(60) == 100
     assert plan.after(80) == 100  # fewer than a batch left by a smaller one: they are not dropped
     assert plan.steps_left(80, 1) == 1 and plan.steps_left(0, 2) == 6
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_a_kept_global_batch_is_cut_into_as_many_micro_batches_as_it_takes(world_size: int) -> None:
+    plan = Plan(103, 8, world_size, accumulate=1, seed=3, kept_global_batch=32)
+    wanted = Plan(103, 32, seed=3)
+    assert (plan.global_batch, plan.steps_per_epoch) == (32, wanted.steps_per_epoch)
+    ranks = [steps_of(plan, rank, 0, 8) for rank in range(world_size)]
+    for number, step in enumerate(steps_of(wanted, 0, 0, 8)):
+        mine = [micro for rank in ranks for micro in rank[number]]
+        assert sorted(i for micro in mine if not micro.filler for i in micro.indices) == sorted(step[0].indices)
+        assert len({len(rank[number]) for rank in ranks}) == 1
+        assert all(len(micro.indices) <= 8 and micro.consumed == step[0].consumed for micro in mine)
+
+
+def test_steps_that_are_left_out_are_passed_over_and_counted() -> None:
+    plan = Plan(100, 10, seed=1)
+    left_out = {0, 30, 40, 90, 110}
+    steps = steps_of(plan, 0, 0, 15, left_out)
+    whole = {step[0].consumed - 10: step[0].indices for step in steps_of(plan, 0, 0, 20)}
+    taken = [start for start in sorted(whole) if start not in left_out]
+    assert [step[0].indices for step in steps] == [whole[start] for start in taken]
+    # What comes before one that is left out ends behind it: at the end of the epoch, for one.
+    assert [step[0].consumed for step in steps][:7] == [20, 50, 60, 70, 80, 100, 120]
+
+    limits = Train(max_epochs=2)
+    assert plan.length(0, 0, limits, left_out) == Length(15, 20)
+    assert plan.length(5, 80, limits, left_out) == Length(15, 20)
+    assert plan.length(0, 0, limits) == Length(20, 20)
+    assert plan.length(7, 120, Train(max_epochs=2, max_steps=9), left_out) == Length(9, 9)
+    assert plan.length(0, 0, Train(max_steps=7), left_out) == Length(7, 7)
