@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -10,13 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from trainer.environment import signal_at_parents_end
+
 LOCALHOST = "127.0.0.1"
 POLL_SECONDS = 0.02
-_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"),
@@ -129,16 +130,6 @@ def _world(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def _start(argv: Sequence[str], log: Path, cwd: Path | None, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    parent = os.getpid()
-    # Loaded here: between fork and exec a child must not take the locks of an import.
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def end_with_parent() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-
     with log.open("wb") as file:
         return subprocess.Popen(
             list(argv),
@@ -148,7 +139,7 @@ def _start(argv: Sequence[str], log: Path, cwd: Path | None, env: dict[str, str]
             cwd=cwd,
             env=env,
             start_new_session=True,
-            preexec_fn=end_with_parent,
+            preexec_fn=partial(signal_at_parents_end, signal.SIGKILL, os.getpid()),
         )
 
 
