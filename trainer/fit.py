@@ -94,7 +94,7 @@ def fit(
                     done = _train(config, parts, engine, wish, heart, say, prepare)
                 except BaseException as error:
                     watchdog.end_within(END_SECONDS)
-                    raise _conclude(parts, world, error, tell) from error
+                    raise _conclude(parts, world, error, say, tell) from error
             return _end(done, parts, engine, wish)
         finally:
             engine.close()
@@ -164,7 +164,8 @@ def _end(done: bool, parts: _Parts, engine: Engine, preemption: Preemption) -> R
     reason = None if done else next(name for name in engine.gather(preemption.signal_name) if name)
     warning, metrics = None, _last_metrics(parts.run)
     if parts.run is not None:
-        parts.run.end_attempt(status, reason)
+        if (unwritten := parts.run.end_attempt(status, reason)) is not None:
+            raise TrainerError(unwritten)
         warning = _finish_tracking(parts, status)
         parts.run.close()
     if not done:
@@ -180,7 +181,7 @@ def _end(done: bool, parts: _Parts, engine: Engine, preemption: Preemption) -> R
     return Result(parts.run.path, metrics, steps=parts.job.progress.step, warning=warning, **summary)
 
 
-def _conclude(parts: _Parts, world: World, error: BaseException, tell: Tell) -> BaseException:
+def _conclude(parts: _Parts, world: World, error: BaseException, say: Say, tell: Tell) -> BaseException:
     """Find the job's cause, have it told once, write it down; returns the error with which this rank ends."""
     failure, is_mine = failures.conclude(parts.folder, world, error)
     with suppress(TrainerError):  # it may be the display that can't be written to, and that is told below
@@ -198,8 +199,12 @@ def _conclude(parts: _Parts, world: World, error: BaseException, tell: Tell) -> 
     if is_mine or parts.run is not None:
         run = parts.run or Run(parts.folder)
         run.close()
-        run.end_attempt("failed", failure.cause)
-        _finish_tracking(parts, "failed")
+        unwritten = run.end_attempt("failed", failure.cause)
+        unsent = _finish_tracking(parts, "failed")
+        with suppress(TrainerError):  # see above
+            for line in (unwritten, unsent):
+                if line is not None:
+                    say(f"warning: {line}")
     return ending
 
 

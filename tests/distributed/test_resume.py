@@ -21,7 +21,7 @@ from trainer import health
 RANDOM = {
     "model": {"name": "toy.net", "dropout": 0.3, "norm": "batch"},
     "data": {"samples": 203, "batch_size": 8, "workers": 2, "prefetch": 2, "delay": 0.004, "eval_delay": 0.01},
-    "train": {"max_epochs": soak.choose(4, 25), "ema_decay": 0.95, "clip_norm": 1.0, "accumulate": 2},
+    "train": {"max_epochs": soak.choose(6, 25), "ema_decay": 0.95, "clip_norm": 1.0, "accumulate": 2},
     "schedule": {"name": "cosine", "warmup_steps": 10},
     "evaluate": {"every_steps": 7},
     "checkpoint": {"every_steps": 4, "keep": 2, "monitor": "val/loss", "mode": "min"},
@@ -76,9 +76,10 @@ def moment(folder: Path, training: Training, phase: str, draw: random.Random) ->
         if sign is None or sign.pid != training.pids[0] or sign.phase == "set-up":
             return ""
         begun[:] = begun or [sign.step]
-        is_saving = any(runs.glob("*/checkpoints/.unfinished-*"))
-        now = "save" if is_saving else "evaluate" if sign.phase in ("evaluate", "test") else "train"
-        return now if sign.step >= begun[0] + further and (phase == now) else ""
+        now = {"evaluate" if sign.phase in ("evaluate", "test") else "train"}
+        if any(runs.glob("*/checkpoints/.unfinished-*")):  # written beside the training
+            now.add("save")
+        return phase if sign.step >= begun[0] + further and phase in now else ""
 
     found: str = wait_until(is_there, f"{phase}:\n{training.log()}", pause=0)
     if phase == "train":
