@@ -109,9 +109,11 @@ def _failure(ranks: local_ranks.LocalRanks, seconds: float, first: int) -> str |
         time.sleep(local_ranks.POLL_SECONDS)
     failed = [rank for rank, code in enumerate(codes) if code]
     if failed:
-        rank = failed[0]
+        # Where two are found together, the one that was killed is the cause: the other lost its peer.
+        rank = min(failed, key=lambda rank: codes[rank] != -signal.SIGKILL)
         others = [f"; rank {first + r} is at {_step(ranks.output(r))}" for r, code in enumerate(codes) if code is None]
-        return f"rank {first + rank} failed: {_last_words(ranks.output(rank), codes[rank] or 0)}{''.join(others)}"
+        reason = _last_words(output := ranks.output(rank), codes[rank] or 0)
+        return f"rank {first + rank} failed at {_step(output)}: {reason}{''.join(others)}"
     behind = [rank for rank, code in enumerate(codes) if code is None]
     if behind:
         at = {rank: _step(ranks.output(rank)) for rank in behind}
@@ -133,9 +135,9 @@ def _said(output: str) -> list[dict[str, Any]]:
 
 
 def _last_words(output: str, code: int) -> str:
-    if code < 0:
-        return f"ended by {signal.Signals(-code).name}"
     told = [str(word["error"]) for word in _said(output) if "error" in word]
+    if code < 0 and not told:
+        return f"ended by {signal.Signals(-code).name}"
     lines = told or [line.strip() for line in output.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit code {code}"
 

@@ -44,7 +44,7 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 def room(setting: Setting) -> list[Check]:
     """Whether runs can be written, and how much fits."""
     name, folder = "runs folder", _existing(setting.runs_dir)
-    where = _where(setting.runs_dir, folder)
+    where = str(setting.runs_dir.absolute())
     elsewhere = "give another one: --runs-dir FOLDER, runs_dir: in the config"
     if not folder.is_dir():
         return problem(name, f"{folder} is a file", elsewhere)
@@ -57,7 +57,8 @@ def room(setting: Setting) -> list[Check]:
         return problem(name, f"{where} is full: {error.strerror}", f"delete old runs or checkpoints, or {elsewhere}")
     found = os.statvfs(folder)
     free, kind = found.f_bavail * found.f_frsize, _kind(folder)
-    text = f"{where}{f' ({kind})' if kind else ''}: {size(free)} of {size(found.f_blocks * found.f_frsize)} free"
+    notes = ", ".join(filter(None, [kind, "" if setting.runs_dir.exists() else "not made yet"]))
+    text = f"{where}{f' ({notes})' if notes else ''}: {size(free)} of {size(found.f_blocks * found.f_frsize)} free"
     delete = f"delete old runs or checkpoints, or {elsewhere}"
     if found.f_files and found.f_favail < FEW_FILES:  # btrfs has no fixed number, and says 0
         text += f", room for {found.f_favail:,} more files"
@@ -80,7 +81,7 @@ def speed(setting: Setting) -> list[Check]:
         # Without a name: nothing is left behind, whatever ends this process.
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             written, writing = _write(file.fileno(), piece)
-            reading = _read(file.fileno(), piece, written)
+            reading = read_back(file.fileno(), piece, written)
     except OSError as error:
         remedy = "see `runs folder`; or a quota is used up, or the disk fails (dmesg)"
         return problem(name, f"writing {size(TOTAL)} failed: {error.strerror}", remedy)
@@ -108,7 +109,7 @@ def _write(descriptor: int, piece: bytes) -> tuple[int, float]:
     return written, time.perf_counter() - start
 
 
-def _read(descriptor: int, piece: bytes, length: int) -> float | None:
+def read_back(descriptor: int, piece: bytes, length: int) -> float | None:
     """Seconds that reading takes; None where other bytes come back."""
     if sys.platform == "linux":
         os.posix_fadvise(descriptor, 0, length, os.POSIX_FADV_DONTNEED)  # else it would be memory that is measured
@@ -236,10 +237,6 @@ def _existing(folder: Path) -> Path:
     """The folder, or where it would be made."""
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _where(runs_dir: Path, folder: Path) -> str:
-    return str(folder) if runs_dir.absolute() == folder else f"{runs_dir.absolute()}, to be made in {folder},"
 
 
 @contextmanager

@@ -39,6 +39,7 @@ SOCKETS_PER_RANK = 2
 THREADS_OF_RANK = 64
 """Measured 14 with one thread for OpenMP; NCCL, CUDA and pinning of memory bring more."""
 THREADS_OF_WORKER = 4
+VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 BUSY_SHARE = 0.5
 """Where others use more than this share of the cores, threads that spin while they wait cost the most."""
 
@@ -67,21 +68,21 @@ def threads(setting: Setting) -> list[Check]:
     """Threads that torch's OpenMP takes per process, and how they wait."""
     granted, quota = _affinity(), cgroups.cpu_quota()
     usable, ranks = _usable(granted, quota), setting.world.local_size
-    text, policy = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
+    text, policy = values = [os.environ.get(name, "") for name in VARIABLES]
     fitting = max(math.floor(usable / ranks), 1)
-    found = f"OMP_NUM_THREADS {f'is {text}' if text else 'is not set'}"
     first = text.split(",")[0].strip() if text else str(granted)  # a list is for nested regions
     if not first.isdecimal() or int(first) == 0:
-        return warning("threads", f"{found}, not a number of threads", f"set OMP_NUM_THREADS={fitting}")
+        return warning("threads", f"OMP_NUM_THREADS={text} is no number", f"set OMP_NUM_THREADS={fitting}")
     num = int(first)
-    found += f": {num} per process"
+    said = [f"{name}={value}" if value else f"{name} not set" for name, value in zip(VARIABLES, values, strict=True)]
+    found = f"{num} per process ({', '.join(said)})"
     if num * ranks > max(math.ceil(usable), ranks):
         found += f", {num * ranks} on {usable:g} cores: they wait for each other"
         return warning("threads", found, f"set OMP_NUM_THREADS={fitting}")
-    if num > 1 and (policy or "").lower() != "passive" and _others_share() > BUSY_SHARE:
+    if num > 1 and policy.lower() != "passive" and _others_share() > BUSY_SHARE:
         found += ", and other processes keep the cores busy"
         return warning("threads", found, "set OMP_WAIT_POLICY=PASSIVE, so that threads that wait don't spin")
-    return ok("threads", f"{found}, OMP_WAIT_POLICY {f'is {policy}' if policy else 'is not set'}")
+    return ok("threads", found)
 
 
 def memory(setting: Setting) -> list[Check]:
@@ -140,12 +141,11 @@ def open_files(setting: Setting) -> list[Check]:
     if soft >= max(FILES_USUAL, needed):
         return ok("open files", found)
     wanted = max(4 * FILES_USUAL, 2 * needed)
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        remedy = (
-            f"ulimit -n {hard}, and have the hard limit raised (limits.conf, LimitNOFILE=, docker --ulimit nofile=)"
-        )
-    else:
+    allow = "have more allowed (limits.conf, LimitNOFILE=, docker --ulimit nofile=)"
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
         remedy = f"ulimit -n {wanted} before the start"
+    else:
+        remedy = f"ulimit -n {hard}, and {allow}" if soft < hard else allow
     if soft < needed:
         return problem("open files", f"{found}; a process of this run wants up to {needed:,}", remedy)
     return warning("open files", found, remedy)

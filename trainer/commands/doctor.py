@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     def add(checks: list[Check]) -> None:
         report.extend(checks)
         for check in checks if talks else ():
-            _show(check)
+            show(check)
 
     for probe in _of_the_node(setting, args.timeout) if place.local_rank == 0 else ():
         add(doctor.examine(probe, args.debug))
@@ -134,7 +134,8 @@ def _mlflow(setting: Setting) -> Probe:
     return Probe(NAME, lambda: mlflow(setting), 2 * SECONDS + PATIENCE, f"the server is overloaded, or none; {GOES_ON}")
 
 
-def _show(check: Check) -> None:
+def show(check: Check) -> None:
+    """Print a check as one line, or on a terminal as wide as that, with the remedy below."""
     if not sys.stdout.isatty():
         print(_line(check), flush=True)
         return
