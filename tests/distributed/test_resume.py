@@ -71,7 +71,7 @@ def moment(folder: Path, training: Training, phase: str, draw: random.Random) ->
     def is_there() -> str:
         if None not in training.poll():
             return "ended"
-        sign = next((health.read(run, 0) for run in runs.glob("*")), None)
+        sign = next((health.read(run, 0) for run in runs.glob("2*")), None)
         # A sign of this attempt, not of the one that was killed before.
         if sign is None or sign.pid != training.pids[0] or sign.phase == "set-up":
             return ""
