@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.errors import TrainerError
+
 try:
     import fcntl
 except ImportError:  # Windows has none; a single writer is then assumed
@@ -142,11 +144,20 @@ def drop_lock(descriptor: int) -> None:
 
 
 def complete_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; a last line torn by a crash is cut off, or the next would be joined to it."""
+    """The objects of a JSON Lines file; a last line torn by a crash is cut off, or the next would be joined to it.
+
+    Raises TrainerError for a line in the middle that is damaged.
+    """
     if not path.exists():
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
         write_atomically(path, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    entries = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError as error:
+            raise TrainerError(f"{path}:{number}: damaged line; delete it to go on") from error
+    return entries

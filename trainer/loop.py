@@ -115,6 +115,7 @@ def _train(job: Job, batches: Iterator[Loaded]) -> bool:
         metrics = report.evaluate(job) if cadence.evaluates() else {}
         is_best = cadence.is_best(metrics)
         # save: every rank copies its share, the writing goes on beside the next steps
+        job.saver.check()
         if save_now or stop or is_best or cadence.saves():
             report.save(job, metrics)
             cadence.saved()
