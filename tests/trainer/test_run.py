@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from disks import fill, small_disk
 from harness import environment, toy_config
 
 from trainer.environment import alive, distributions, process_started
-from trainer.errors import TrainerError, UserError
+from trainer.errors import UserError
 from trainer.files import locked, write_atomically
 from trainer.lineage import DIFF_LIMIT, config_hash, read_git, without_password
 from trainer.load import as_dict, load
@@ -184,6 +185,43 @@ sys.stdin.read()
     assert run.record["exit_reason"] is None
 
 
+def test_the_end_of_a_run_that_cannot_be_recorded_is_a_line_and_no_second_error(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        run = make_run(disk)
+        reserve = run.path / ".reserve"
+        assert reserve.stat().st_size == reserve.stat().st_blocks * 512 == 65536
+        filler = fill(disk)
+        assert run.end_attempt("failed", "x" * 4000) is None, "the reserve was given up for it"
+        assert run.status == "failed" and len(run.record["exit_reason"]) == 4000 and not reserve.exists()
+        fill(disk)
+        line = run.end_attempt("failed", "y" * 40_000)
+        assert (
+            line == f"{run.path}/run.json: that the run ended as failed could not be recorded (No space left on device)"
+        )
+        assert run.record["exit_reason"] == "x" * 4000 and not list(run.path.glob(".run.json*"))
+        filler.unlink()
+        run.begin_attempt(1)
+        assert reserve.stat().st_size == 65536
+        assert run.end_attempt("finished") is None
+    gone = make_run(tmp_path)
+    shutil.rmtree(gone.path)
+    line = gone.end_attempt("failed", "z")
+    assert line is not None and "could not be recorded (No such file or directory)" in line
+
+
+def test_a_run_without_a_reserve_on_a_full_disk_says_what_is_wrong(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        run = make_run(disk)
+        run.end_attempt("failed")
+        (run.path / ".reserve").unlink()
+        fill(disk)
+        with pytest.raises(OSError, match="No space left on device"):
+            run.begin_attempt(1)
+        with pytest.raises(OSError, match="No space left on device"):
+            make_run(disk, name="other")
+        assert not list(disk.glob("runs/other/*")), "half of a run directory is of no use"
+
+
 def test_a_process_is_known_by_pid_and_start() -> None:
     started = process_started(os.getpid())
     assert alive(os.getpid(), started) and alive(os.getpid(), None) and alive(1, None)
@@ -191,72 +229,6 @@ def test_a_process_is_known_by_pid_and_start() -> None:
     process = in_process("")
     process.communicate()
     assert not alive(process.pid, None) and process_started(process.pid) is None
-
-
-def test_metrics_are_valid_json_with_their_non_finite_numbers(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    entry = {"step": 1, "a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.1}
-    run.log(entry)
-    run.log({"step": 2, "a": 1.5})
-    lines = (run.path / "metrics.jsonl").read_text().splitlines()
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    assert json.loads(lines[0], parse_constant=refuse)["b"] == "Infinity"
-    first, second = run.read_metrics()
-    assert math.isnan(first.pop("a")) and first == {"step": 1, "b": math.inf, "c": -math.inf, "d": 0.1}
-    assert second == {"step": 2, "a": 1.5} and run.last_step() == 2
-    run.close()
-
-
-def test_reading_tolerates_a_torn_last_line_only(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    assert list(run.read_metrics()) == [] and run.last_step() is None
-    metrics = run.path / "metrics.jsonl"
-    metrics.write_bytes(b'{"step": 1}\n{"step": 2}\n{"ste')
-    assert [entry["step"] for entry in run.read_metrics()] == [1, 2] and run.last_step() == 2
-    metrics.write_bytes(b'{"step": 1}\n\0\0\0\n{"step": 3}\n')
-    with pytest.raises(TrainerError, match=r"metrics\.jsonl:2: damaged line"):
-        list(run.read_metrics())
-    assert run.rewind(9) == 1
-    assert [entry["step"] for entry in run.read_metrics()] == [1, 3]
-
-
-def test_a_torn_line_does_not_become_part_of_the_next_entry(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    (run.path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "x"')
-    run.log({"step": 2})
-    assert list(run.read_metrics()) == [{"step": 1}, {"step": 2}]
-    run.close()
-
-
-def test_rewind_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    assert run.rewind(0) == 0
-    for step in range(1, 11):
-        run.log({"step": step, "loss": math.nan if step == 3 else 1 / step})
-    assert run.rewind(6) == 4
-    run.log({"step": 7, "loss": 7.0})
-    entries = list(run.read_metrics())
-    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6, 7]
-    assert math.isnan(entries[2]["loss"]) and entries[1]["loss"] == 1 / 2 and entries[6]["loss"] == 7.0
-    assert run.rewind(7) == 0
-    run.close()
-
-
-def test_logging_costs_microseconds(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    entry = {"step": 1, "epoch": 0.4, "time": time.time(), "train/loss": 0.1, "lr": 1e-3, "samples_per_second": 1e3}
-    run.log(entry)
-    rounds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(100):
-            run.log(entry)
-        rounds.append(time.perf_counter() - start)
-    assert min(rounds) / 100 < 100e-6
-    run.close()
 
 
 def test_atomic_writes_replace_whole_files_and_clean_up(tmp_path: Path) -> None:
