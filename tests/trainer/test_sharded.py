@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from harness import ROOT, toy_config
-from outcome import losses, only_run, record
+from outcome import losses, only_run, record, state
 from processes import ForkServer
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
@@ -142,6 +142,28 @@ def test_a_damaged_sharded_checkpoint_gives_way_to_the_one_before_it_on_all_rank
     assert "step-00000008 is damaged" in again.log() and "going on from step-00000006" in again.log()
     assert "damaged" not in again.log(1)
     assert len(losses(run)) == 10
+
+
+def test_shards_of_two_ranks_go_on_with_three_and_then_with_one_optimizer_and_average_too(
+    run: Path, tmp_path: Path, server: ForkServer
+) -> None:
+    steady = Path(shutil.copytree(run, tmp_path / "steady"))
+    reference = server.start("fit", "--resume", str(steady), "train.max_steps=10", cwd=tmp_path, processes=2)
+    for processes, strategy, last in ((3, "fsdp", 8), (1, "auto", 9), (3, "fsdp", 10)):
+        overrides = [f"strategy={strategy}", f"train.max_steps={last}"]
+        phase = server.run("fit", "--resume", str(run), *overrides, cwd=tmp_path, processes=processes)
+        assert phase.wait() == [0] * processes, phase.log()
+    assert reference.wait() == [0, 0], reference.log()
+    kinds = [checkpoint.read(path).manifest for path in checkpoint.present(run / "checkpoints")]
+    assert [(m.step, m.world_size, m.sharded) for m in kinds] == [(8, 3, True), (9, 1, False), (10, 3, True)]
+    assert {m.global_batch for m in kinds} == {20}
+    tensors, wanted = state(run)[0], state(steady)[0]
+    groups = {name.split("/")[0] for name in wanted if not name.startswith("random/")}
+    assert groups == {"model", "optimizer", "ema"}
+    for name in (name for name in wanted if not name.startswith("random/")):
+        difference = (tensors[name].double() - wanted[name].double()).abs().max()
+        assert difference <= 1e-5 * max(1e-3, float(wanted[name].double().abs().max())), name
+    assert losses(run) == pytest.approx(losses(steady), rel=1e-5) and len(losses(run)) == 10
 
 
 def test_nothing_in_the_package_unpickles() -> None:
