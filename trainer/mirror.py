@@ -1,297 +1,101 @@
 """The mirror: a process that follows a run directory and sends it on to MLflow. `python -m trainer.mirror RUN PARENT`.
 
 PARENT is the process id of the training, which starts it (see `Tracker`). It reads two lines from its standard input:
-the order, and `{"final": STATUS}` when the run has ended. The end of the input without a final word, or a parent that
-is gone, means that the training was killed. How far it has come stands in `tracking.json`, what went wrong in
-`mirror.log` (its standard error).
+the order, and `{"final": STATUS, ...}` when the run has ended. The end of the input without a final word, or a parent
+that is gone, means that the training was killed. It answers in lines of JSON on its standard output: `heard` the final
+word, a `problem` (null when it is over), and `ended`, the last. How far it has come stands in `tracking.json`, what
+went wrong in `mirror.log` (its standard error).
+
+One thread sends; the main one listens, and ends the process when that is asked for, whatever call to a server is under
+way then. After the final word it goes on only while sending makes progress (see `Patience`), so that a server that is
+down or silent holds nobody.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer import environment
-from trainer.files import locked, write_atomically
-from trainer.lineage import without_password
-from trainer.run import KILLED, RUNNING, Run, parse_entry
-from trainer.tracking import MLFLOW_ENVIRONMENT, STATE_FILE, read_state
+from trainer.files import locked
+from trainer.mirror_log import MirrorLog, secrets_in
+from trainer.run import KILLED, RUNNING, Run
+from trainer.sending import Mirror, log, one_line
+from trainer.tracking import INCOMPLETE, MIRROR_ENVIRONMENT, MIRROR_LOCK
+from trainer.unsent import finish_others
 
-if TYPE_CHECKING:
-    from trainer.mlflow_sink import MlflowRun, Point
-
-FORMAT_VERSION = 1
 POLL_SECONDS = 0.5
+FINAL_POLL_SECONDS = 0.02
 SEND_SECONDS = 3.0
 SYSTEM_SECONDS = 10.0
-FIRST_PAUSE, LONGEST_PAUSE, LONGEST_FINAL_PAUSE = 1.0, 30.0, 3.0
-"""Seconds between two attempts after an error; doubled from one to the next."""
-SEND_BUDGET = 5.0
-"""Seconds of one attempt, after which the parent is listened to again."""
-KILLED_DRAIN_SECONDS = 60.0
-"""How long the rest of a killed run is tried."""
+COUNT_SECONDS = 5.0
+"""How often the waiting values are counted while sending fails, so that their number is known when the run ends."""
 PREDECESSOR_SECONDS = 120.0
 """How long a mirror may outlive its parent: what the next one of the same run waits for it."""
-QUEUE_LIMIT = 20_000
-"""Values kept in memory; what is not read yet waits in `metrics.jsonl`."""
-CHUNK = 1 << 20
-SETTLED_SECONDS = 1.0
-"""A file of `artifacts/` is sent when it hasn't changed for this long."""
-ROOT_FILES = ("config.yaml", "environment.txt", "git.diff")
+TOLD_AFTER = 2
+"""Failed attempts in a row after which the user is told."""
+TOLD_AT_THE_END = ("state", "pending", "last_error", "refused", "refused_names")
+KILLED_WORD = {"final": KILLED, "drain_seconds": 60.0, "spare_seconds": 10.0}
+"""What stands for the final word of a training that was killed: nobody waits, but no process may stay for long."""
 
 
-class Tail:
-    """New whole lines of a file that is appended to, and sometimes replaced by a shorter one."""
+@dataclass(frozen=True)
+class Patience:
+    """How long the end of a run may wait for sending that makes no progress; seconds."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._inode = 0
-        self._offset = 0
+    failing: float = 0.5
+    """Sending failed before, and no attempt has succeeded since the end."""
+    unknown: float = 1.0
+    """The server has never answered yet."""
+    silent: float = 5.0
+    """The call under way; twice the slowest answer so far, if that is longer."""
+    spare: float = 0.0
+    """Added to each of them."""
 
-    def read(self) -> tuple[list[bytes], bool]:
-        """At most about `CHUNK` bytes of lines, and whether the file was replaced, so that they are its first again."""
-        try:
-            file = self._path.open("rb")
-        except FileNotFoundError:
-            return [], False
-        with file:
-            found = os.fstat(file.fileno())
-            replaced = self._inode not in (0, found.st_ino) or found.st_size < self._offset
-            if replaced:
-                self._offset = 0
-            self._inode = found.st_ino
-            file.seek(self._offset)
-            whole, newline, _ = file.read(CHUNK).rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        return whole.split(b"\n") if newline else [], replaced
-
-
-class Mirror:
-    """What is still to be sent of one run, and how far it is sent."""
-
-    def __init__(self, run: Run, order: dict[str, Any]) -> None:
-        self._run = run
-        self._order = order
-        self._tail = Tail(run.path / "metrics.jsonl")
-        self._queue: deque[Point] = deque()
-        self._system: deque[Point] = deque(maxlen=QUEUE_LIMIT)
-        self._target: MlflowRun | None = None
-        self._is_connected = False
-        self._deadline = float("inf")
-        self.pause = 0.0
-        """Seconds to wait before the next attempt."""
-        old = read_state(run.path)
-        goes_on = old.get("uri") == without_password(order["uri"]) and old.get("experiment") == order["experiment"]
-        self.state: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "uri": without_password(order["uri"]),
-            "experiment": order["experiment"],
-            "mlflow_run_id": old.get("mlflow_run_id") if goes_on else None,
-            "marks": old.get("marks", {}) if goes_on else {},
-            "artifacts": old.get("artifacts", {}) if goes_on else {},
-            "system_step": old.get("system_step", 0),
-            "refused": old.get("refused", 0) if goes_on else 0,
-            "pending": None,
-            "last_error": None,
-        }
-        self._sent_before = dict(self.state["marks"])
-        self._saved = ""
-        self._save(state="connecting")
-
-    def collect(self) -> bool:
-        """Read what was logged since the last time, as far as the queue takes it; False when nothing was new."""
-        from trainer.mlflow_sink import Point
-
-        if len(self._queue) >= QUEUE_LIMIT:
+    def is_over(self, mirror: Mirror, began: float) -> bool:
+        """Whether to end now a run whose final word came at `began`."""
+        now = time.monotonic()
+        contact = mirror.contact
+        if mirror.failures >= TOLD_AFTER and mirror.failed_at > began:
+            return now - began >= self.spare
+        if mirror.failures and mirror.failed_at <= began:
+            # A database that is locked is free again soon; its next attempt waits five seconds for that
+            return now - began >= (self.failing if contact.is_remote else self.silent) + self.spare
+        if not contact.is_remote or contact.busy_since is None:
             return False
-        lines, is_replaced = self._tail.read()
-        if is_replaced:
-            self._queue.clear()
-            self._sent_before = dict(self.state["marks"])
-        for entry in map(parse_entry, lines):
-            if entry is None:
-                continue  # torn by a crash; Run.log begins a new line after it
-            step = int(entry.get("step", 0))
-            milliseconds = int(1000 * entry.get("time", 0))
-            for key, value in entry.items():
-                is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                if is_number and key not in ("step", "time") and step > self._sent_before.get(key, -1):
-                    self._queue.append(Point(key, float(value), milliseconds, step))
-        return bool(lines)
-
-    def sample(self, values: dict[str, float]) -> None:
-        """Take a sample of the machine."""
-        from trainer.mlflow_sink import Point
-
-        self.state["system_step"] += 1
-        now = int(1000 * time.time())
-        self._system.extend(Point(key, value, now, self.state["system_step"]) for key, value in values.items())
-
-    def send(self, deadline: float, final: str | None = None) -> bool:
-        """One attempt at everything that is there, until `deadline` (of `time.monotonic`) at most.
-
-        `final` also ends the MLflow run. True when nothing was left. What fails doesn't hinder the rest: metrics
-        are sent although pictures can't be stored.
-        """
-        self._deadline = deadline
-        steps: list[Callable[[], None]] = [self._send_points, lambda: self._send_files(final is not None)]
-        if final is not None:
-            steps.append(lambda: self._end(final))
-        failures = [] if self._is_connected else self._attempt(self._connect)
-        if self._is_connected:
-            failures += [error for step in steps for error in self._attempt(step)]
-        is_in_time = not self._is_late()
-        self.pause = min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE) if failures else 0.0
-        self._save(state="sending", last_error=failures[0] if failures else None)
-        return is_in_time and not failures
-
-    def drain(self, status: str, seconds: float) -> bool:
-        """Send the rest and end the MLflow run with `status`, within `seconds`; True when nothing was left."""
-        deadline = time.monotonic() + seconds
-        while not (is_done := self.send(deadline, status)):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            time.sleep(min(self.pause, LONGEST_FINAL_PAUSE, left))
-        if is_done:
-            self._save(state="done", pending=0)
-        else:
-            error = self.state["last_error"] or f"not all was sent within {seconds:.0f} s"
-            self._save(state="incomplete", pending=self._count_pending(), last_error=error)
-        return is_done
-
-    def _attempt(self, step: Callable[[], None]) -> list[str]:
-        try:
-            step()
-        except Exception as error:  # the client raises its own, requests', SQLAlchemy's and the system's
-            log(f"{type(error).__name__}: {error}")
-            return [one_line(error)]
-        return []
-
-    def _is_late(self) -> bool:
-        return time.monotonic() > self._deadline
-
-    def _connect(self) -> None:
-        from trainer.mlflow_sink import MlflowRun
-
-        if self._target is None:
-            self._target = MlflowRun(self._order["uri"], self._order["experiment"], self._run)
-        known = self.state["mlflow_run_id"]
-        if not self._target.connect(known) and known is not None:
-            log(f"MLflow run {known} is gone; {self._target.id} takes all from the beginning")
-            self.state.update(marks={}, artifacts={})
-            self._sent_before = {}
-            self._queue.clear()
-            self._tail = Tail(self._run.path / "metrics.jsonl")
-        self.state["mlflow_run_id"] = self._target.id
-        self._save()
-        if self._run.record.get("mlflow_run_id") != self._target.id:
-            self._run.update(mlflow_run_id=self._target.id)
-        changed = self._target.describe(self._order["tags"])
-        if changed:
-            log(f"MLflow keeps the first values of these parameters: {', '.join(changed)}")
-        self._is_connected = True
-
-    def _send_points(self) -> None:
-        while self.collect() and not self._is_late():
-            self._send_queue(self._queue)
-        self._send_queue(self._queue)
-        self._send_queue(self._system)
-
-    def _send_queue(self, queue: deque[Point]) -> None:
-        from trainer.mlflow_sink import METRICS_PER_CALL
-
-        assert self._target is not None
-        while queue and not self._is_late():
-            batch = [queue[index] for index in range(min(len(queue), METRICS_PER_CALL))]
-            refused = self._target.log(batch)
-            if refused:
-                self.state["refused"] += len(refused)
-                log(f"MLflow refuses metrics of these names: {', '.join(sorted({point.key for point in refused}))}")
-            for point in batch:
-                queue.popleft()
-                if queue is self._queue:
-                    self.state["marks"][point.key] = max(point.step, self.state["marks"].get(point.key, -1))
-            self._save()
-
-    def _send_files(self, is_final: bool) -> None:
-        assert self._target is not None
-        for file, name in self._files():
-            if self._is_late():
-                return
-            found = file.stat()
-            version = [found.st_mtime_ns, found.st_size]
-            is_settled = is_final or time.time() - found.st_mtime > SETTLED_SECONDS
-            if is_settled and self.state["artifacts"].get(name) != version:
-                folder = str(Path(name).parent)
-                self._target.log_file(file, "" if folder == "." else folder)
-                self.state["artifacts"][name] = version
-                self._save()
-
-    def _files(self) -> Iterator[tuple[Path, str]]:
-        for name in ROOT_FILES:
-            if (self._run.path / name).is_file():
-                yield self._run.path / name, name
-        pictures = self._run.path / "artifacts"
-        for file in sorted(pictures.rglob("*")):
-            if file.is_file() and not file.name.startswith("."):
-                yield file, file.relative_to(pictures).as_posix()
-
-    def _end(self, status: str) -> None:
-        assert self._target is not None
-        if not self._is_late():
-            self._target.log_file(self._run.path / "run.json", "")
-            self._target.end(status)
-
-    def _count_pending(self) -> int:
-        count = 0
-        while True:
-            is_new = self.collect()
-            count += len(self._queue)
-            self._queue.clear()
-            if not is_new:
-                return count
-
-    def _save(self, **fields: Any) -> None:
-        self.state.update(fields)
-        content = json.dumps(self.state, indent=1)
-        if content != self._saved:
-            write_atomically(self._run.path / STATE_FILE, content.encode())
-            self._saved = content
+        if not contact.has_answered:
+            return now - began >= self.unknown + self.spare
+        return now - contact.busy_since >= max(self.silent, 2 * contact.slowest) + self.spare
 
 
 class Parent:
-    """The training process at the other end of standard input."""
+    """The training process at the other ends of standard input and output."""
 
     def __init__(self, pid: int) -> None:
         self._buffer = b""
         self._pid = pid
-
-    def watch(self) -> None:
-        """End this process some time after the parent's end, whatever it is doing then: for a thread."""
-        while os.getppid() == self._pid:
-            time.sleep(POLL_SECONDS)
-        time.sleep(PREDECESSOR_SECONDS)
-        log("gave up: a call did not come back")
-        os._exit(1)
+        self._out = os.dup(1)
+        os.dup2(2, 1)  # what anything else prints goes to the log
+        os.set_blocking(self._out, False)  # data workers that were forked keep it open, and nobody reads it then
 
     def hear(self, timeout: float) -> dict[str, Any] | None:
-        """The next line it says within `timeout` seconds; `{"final": "killed"}` when it is gone; None for silence."""
+        """The next line it says within `timeout` seconds; `KILLED_WORD` when it is gone; None for silence."""
         if b"\n" not in self._buffer and select.select([0], [], [], timeout)[0]:
             said = os.read(0, 65536)
             if not said:
-                return {"final": KILLED, "drain_seconds": KILLED_DRAIN_SECONDS}
+                return KILLED_WORD
             self._buffer += said
         line, newline, rest = self._buffer.partition(b"\n")
         if newline:
@@ -301,32 +105,135 @@ class Parent:
             return word
         # Data workers that were forked hold the pipe open for a while, or for ever, after their parent is dead
         if os.getppid() != self._pid:
-            return {"final": KILLED, "drain_seconds": KILLED_DRAIN_SECONDS}
+            return KILLED_WORD
         return None
+
+    def tell(self, word: dict[str, Any]) -> None:
+        """Say a line to it; it may be gone."""
+        with contextlib.suppress(OSError):
+            os.write(self._out, f"{json.dumps(word)}\n".encode())
+
+
+class Sender(threading.Thread):
+    """Does all that may take long."""
+
+    def __init__(self, run: Run, order: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._run = run
+        self._order = order
+        self._final: tuple[str, float] | None = None
+        self._wake = threading.Event()
+        self.mirror: Mirror | None = None
+        """None until the mirror of an earlier attempt is gone."""
+        self.obstacle: str | None = None
+        """Why nothing is sent, where that is no failure of sending."""
+        self.is_done = False
+
+    def run(self) -> None:
+        """Until all is sent after the final word."""
+        try:
+            with contextlib.ExitStack() as held:
+                self._lock(held)
+                self._send()
+        except Exception as error:  # a bug of ours: the training process starts another mirror, a few times
+            log(traceback.format_exc())
+            self.obstacle = one_line(error)
+
+    def finish(self, status: str, deadline: float) -> None:
+        """Send the rest, and end the MLflow run with `status`, until `deadline` (of `time.monotonic`)."""
+        self._final = (status, deadline)
+        if self.mirror is not None:
+            self.mirror.end_by(deadline)
+        self._wake.set()
+
+    def _lock(self, held: contextlib.ExitStack) -> None:
+        self.obstacle = "another mirror of this run is still at work"
+        try:
+            held.enter_context(locked(self._run.path / MIRROR_LOCK, PREDECESSOR_SECONDS))
+        except TimeoutError:
+            raise
+        except OSError as error:  # a full disk; two mirrors would send some values twice, of which MLflow keeps one
+            log(f"{MIRROR_LOCK} can't be held: {error}")
+        self.obstacle = None
+
+    def _send(self) -> None:
+        mirror = self.mirror = Mirror(self._run, self._order)
+        others = finish_others(self._run, self._order, mirror.contact)
+        while self._final is None:
+            is_done = mirror.send(math.inf)
+            if is_done and self._final is None:
+                next(others, None)
+            self._wake.wait(SEND_SECONDS if is_done else mirror.pause)
+        others.close()
+        status, deadline = self._final
+        self.is_done = mirror.drain(status, max(deadline - time.monotonic(), 0))
 
 
 def follow(run: Run, parent: Parent, order: dict[str, Any]) -> int:
-    """Mirror the run until the parent has ended, then send the rest."""
-    mirror = Mirror(run, order)
-    system = None
+    """Mirror the run until the parent has ended, then send the rest; the exit code."""
+    sender = Sender(run, order)
+    sender.start()
+    machine = samples(order)
+    next(machine)
+    problem = None
+    next_sample, next_count = time.monotonic() + SYSTEM_SECONDS, time.monotonic()
+    while (word := parent.hear(POLL_SECONDS)) is None and sender.is_alive():
+        now, mirror = time.monotonic(), sender.mirror
+        if now >= next_sample and mirror is not None:
+            mirror.sample(next(machine))
+            next_sample = now + SYSTEM_SECONDS
+        if mirror is not None and mirror.failures >= TOLD_AFTER and now >= next_count:
+            mirror.count_pending()
+            next_count = now + COUNT_SECONDS
+        new = mirror.state["last_error"] if mirror is not None and mirror.failures >= TOLD_AFTER else None
+        if new != problem:
+            parent.tell({"problem": (problem := new)})
+    if word is None:  # the sender has crashed, or got no lock
+        parent.tell({"problem": sender.obstacle})
+        return 1
+    parent.tell({"heard": word})
+    status = final_status(run, order) if word["final"] == KILLED else word["final"]
+    if sender.mirror is not None and status != KILLED:
+        sender.mirror.sample(next(machine))
+    return _conclude(sender, parent, status, word)
+
+
+def _conclude(sender: Sender, parent: Parent, status: str, word: dict[str, Any]) -> int:
+    """Wait for the sender as long as that makes sense, and tell what became of it."""
+    began = time.monotonic()
+    deadline = began + word["drain_seconds"]
+    patience = Patience(spare=word["spare_seconds"])
+    sender.finish(status, deadline)
+    while sender.is_alive() and time.monotonic() < deadline + POLL_SECONDS:
+        if sender.mirror is not None and patience.is_over(sender.mirror, began):
+            break
+        sender.join(FINAL_POLL_SECONDS)
+    mirror = sender.mirror
+    if mirror is None:
+        parent.tell({"ended": {"state": INCOMPLETE, "last_error": sender.obstacle or "no time was left"}})
+    else:
+        if not sender.is_done and mirror.state["state"] != INCOMPLETE:
+            mirror.close(False, sender.obstacle or f"no answer within {time.monotonic() - began:.1f} s")
+        parent.tell({"ended": {key: mirror.state[key] for key in TOLD_AT_THE_END}})
+    if sender.is_alive():  # in a call that may take minutes
+        os._exit(1)
+    return 0 if sender.is_done else 1
+
+
+def samples(order: dict[str, Any]) -> Iterator[dict[str, float]]:
+    """Samples of the machine, the first of them empty; none where they aren't wanted, or can't be had."""
     if order["system_metrics"]:
         from trainer.system_metrics import SystemMetrics
 
-        system = SystemMetrics(order["pid"])
-    next_send = time.monotonic()
-    next_sample = next_send + SYSTEM_SECONDS
-    while (word := parent.hear(POLL_SECONDS)) is None:
-        now = time.monotonic()
-        if system is not None and now >= next_sample:
-            mirror.sample(system.sample())
-            next_sample = now + SYSTEM_SECONDS
-        if now >= next_send:
-            is_done = mirror.send(now + SEND_BUDGET)
-            next_send = time.monotonic() + (SEND_SECONDS if is_done else mirror.pause)
-    status = final_status(run, order) if word["final"] == KILLED else word["final"]
-    if system is not None and status != KILLED:
-        mirror.sample(system.sample())
-    return 0 if mirror.drain(status, word["drain_seconds"]) else 1
+        try:
+            metrics = SystemMetrics(order["pid"])
+            yield {}
+            while True:
+                yield metrics.sample()
+        except Exception as error:  # psutil's, a driver's: a container may hide what they read
+            log(f"no system metrics: {type(error).__name__}: {one_line(error)}")
+    while True:
+        yield {}
 
 
 def final_status(run: Run, order: dict[str, Any]) -> str:
@@ -340,19 +247,10 @@ def final_status(run: Run, order: dict[str, Any]) -> str:
         return KILLED
     if record["status"] != RUNNING:
         return str(record["status"])
-    run.end_attempt(KILLED, f"process {order['pid']} ended without a word")
+    unrecorded = run.end_attempt(KILLED, f"process {order['pid']} ended without a word")
+    if unrecorded is not None:
+        log(unrecorded)  # a reader sees by itself that the process is gone
     return KILLED
-
-
-def log(text: str) -> None:
-    """A line for `mirror.log`."""
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {without_password(text)}", file=sys.stderr, flush=True)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, fit for `tracking.json` and the terminal."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return without_password(text if len(text) <= 300 else f"{text[:300]} ...")
 
 
 def main() -> int:
@@ -360,21 +258,18 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(5)  # training goes first; but on a full machine the rest should be sent within `drain_seconds`
-    for key, value in MLFLOW_ENVIRONMENT.items():
+    for key, value in MIRROR_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    sys.stderr = sys.stdout = MirrorLog(sys.stderr, secrets_in(os.environ))
     run = Run(Path(sys.argv[1]))
     parent = Parent(int(sys.argv[2]))
-    threading.Thread(target=parent.watch, daemon=True).start()
     order = None
-    with contextlib.suppress(TimeoutError):
-        while order is None:
-            order = parent.hear(POLL_SECONDS)
-        if "final" in order:
-            return 1
-        with locked(run.path / ".mirror.lock", PREDECESSOR_SECONDS):
-            return follow(run, parent, order)
-    log("another mirror of this run is still at work")
-    return 1
+    while order is None:
+        order = parent.hear(POLL_SECONDS)
+    if "final" in order:
+        return 1
+    sys.stderr.secrets = secrets_in(os.environ, order["uri"])
+    return follow(run, parent, order)
 
 
 if __name__ == "__main__":

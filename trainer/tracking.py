@@ -10,8 +10,9 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -20,18 +21,22 @@ from trainer import environment
 from trainer.errors import UserError
 from trainer.files import write_atomically
 from trainer.lineage import without_password
+from trainer.mirror_process import LOG_FILE, MirrorProcess
+from trainer.run import RUNNING
 
 if TYPE_CHECKING:
     from trainer.config import Tracking
     from trainer.run import Run
 
 STATE_FILE = "tracking.json"
-LOG_FILE = "mirror.log"
+MIRROR_LOCK = ".mirror.lock"
+DONE, INCOMPLETE = "done", "incomplete"
+"""How a mirror may have ended, in `tracking.json`."""
 
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the mirror has its own patience, and must hear the final word
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -39,77 +44,93 @@ MLFLOW_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 """Environment in which mlflow is imported: no telemetry, no long waits inside of a call. What the user set stays."""
+MIRROR_ENVIRONMENT = {
+    **MLFLOW_ENVIRONMENT,
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # it tries again itself, and must hear what was answered
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it tells errors itself, once; MLflow tells each with fifty lines of traceback
+}
+"""The same for the mirror."""
 
 SILENT_SECONDS = 2.0
 """A longer wait for the mirror is told to the user."""
+HEARD_SECONDS = 10.0
+"""A mirror that hasn't heard the final word after this long is held up (suspended, swapped out): it is given up."""
 WAIT_MARGIN = 3.0
 """Seconds that the mirror gets on top of its own deadline to write down what was left."""
 
 
 class Tracker:
     """The mirror of one run, seen from the training process (rank 0). All methods return within microseconds,
-    but for `finish`."""
+    but for `finish`.
 
-    def __init__(self, run: Run, tracking: Tracking) -> None:
-        """Raises UserError when `tracking.uri` is of a kind that MLflow doesn't take."""
+    A mirror that dies while the training goes on (the kernel may choose it when memory is short) is started again,
+    `mirror_process.RESTARTS` times at most, and goes on where `tracking.json` says; when it dies once more, `finish`
+    says so. What it hadn't sent is in `metrics.jsonl` in any case.
+    """
+
+    def __init__(self, run: Run, tracking: Tracking, say: Callable[[str], None] | None = None) -> None:
+        """`say` is told once, from another thread, when MLflow takes nothing while the training goes on.
+
+        Raises UserError when `tracking.uri` is of a kind that MLflow doesn't take.
+        """
         self._run = run
         self._tracking = tracking
+        self._say = say
         self.uri = tracking_uri(tracking, run.path.parent.parent)
-        self._mirror: subprocess.Popen[bytes] | None = None
+        self._mirror: MirrorProcess | None = None
 
     def start(self) -> None:
         """Start the mirror. Never raises: one line on stderr says when it could not be started."""
         if not self._tracking.enabled:
             return
         try:
-            with (self._run.path / LOG_FILE).open("ab") as log:
-                self._mirror = subprocess.Popen(
-                    [sys.executable, "-m", "trainer.mirror", str(self._run.path), str(os.getpid())],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=_mirror_environment(),
-                    start_new_session=True,  # Ctrl-C goes to the terminal's whole process group
-                )
-            self._tell(self._order())
+            self._mirror = MirrorProcess(self._run.path, self._order(), _mirror_environment(), self._problem_begins)
         except OSError as error:
             print(f"warning: MLflow is not mirrored: {error}", file=sys.stderr)
 
     def problem(self) -> str | None:
         """What keeps the mirror from sending right now, in one line; None when nothing does."""
-        return read_state(self._run.path).get("last_error")
+        return self._mirror.problem if self._mirror is not None else read_state(self._run.path).get("last_error")
 
-    def finish(self, status: str, wait_seconds: float = 30) -> str | None:
+    def finish(self, status: str, wait_seconds: float = 30, is_patient: bool = False) -> str | None:
         """Have the rest sent, and the MLflow run ended with this status of the run.
 
-        Call it after `Run.end_attempt`. Waits until all is sent, at most `wait_seconds`. Returns a one-line
-        warning when something was left unsent, or None.
+        Call it after `Run.end_attempt`. Waits, at most `wait_seconds`, while sending makes progress; where the server
+        is down or silent it waits no more than about a second, unless `is_patient`. Returns a one-line warning when
+        something was left unsent, or None.
         """
         if self._mirror is None:
             return "MLflow: nothing was mirrored" if self._tracking.enabled else None
-        try:
-            self._tell({"final": status, "drain_seconds": wait_seconds})
-            assert self._mirror.stdin is not None
-            self._mirror.stdin.close()
-        except BrokenPipeError:
-            pass  # it is dead: its state, read below, tells how far it came
-        try:
-            self._await(wait_seconds + WAIT_MARGIN)
-        except subprocess.TimeoutExpired:
+        spare = wait_seconds if is_patient else 0.0
+        self._mirror.finish({"final": status, "drain_seconds": wait_seconds, "spare_seconds": spare})
+        if not self._await(wait_seconds + WAIT_MARGIN):
             self._mirror.kill()
-            self._mirror.wait()
-            state = {**read_state(self._run.path), "state": "incomplete", "last_error": "no answer in time"}
-            write_atomically(self._run.path / STATE_FILE, json.dumps(state, indent=1).encode())
-        self._mirror = None
-        return unsent(self._run.path)
+            self._give_up()
+        ended, self._mirror = self._mirror.ended, None
+        return unsent(self._run.path, ended)
 
-    def _await(self, seconds: float) -> None:
+    def _await(self, seconds: float) -> bool:
         assert self._mirror is not None
+        began = time.monotonic()
+        if self._mirror.wait(min(SILENT_SECONDS, seconds)):
+            return True
+        print(f"sending the rest to MLflow (at most {seconds:.0f} s) ...", file=sys.stderr, flush=True)
+        if not self._mirror.wait(min(HEARD_SECONDS, seconds) - SILENT_SECONDS) and not self._mirror.has_heard:
+            return False
+        return self._mirror.wait(began + seconds - time.monotonic())
+
+    def _give_up(self) -> None:
+        state = {**read_state(self._run.path), "state": INCOMPLETE, "last_error": "no answer in time"}
         try:
-            self._mirror.wait(min(SILENT_SECONDS, seconds))
-        except subprocess.TimeoutExpired:
-            print(f"sending the rest to MLflow (at most {seconds:.0f} s) ...", file=sys.stderr, flush=True)
-            self._mirror.wait(max(seconds - SILENT_SECONDS, 0))
+            write_atomically(self._run.path / STATE_FILE, json.dumps(state, indent=1).encode())
+        except OSError as error:  # a full disk: what it holds doesn't say `done`, either
+            print(f"warning: {self._run.path / STATE_FILE} can't be written: {error}", file=sys.stderr)
+
+    def _problem_begins(self, problem: str) -> None:
+        if self._say is not None:
+            self._say(
+                f"MLflow takes nothing ({problem}); the training goes on, and what is logged meanwhile is sent later"
+            )
 
     def _order(self) -> dict[str, Any]:
         record = self._run.record
@@ -119,14 +140,10 @@ class Tracker:
             "experiment": self._tracking.experiment or record["name"],
             "tags": self._tracking.tags,
             "system_metrics": self._tracking.system_metrics,
+            "is_over": self._run.status != RUNNING,
             "pid": pid,
             "process_started": environment.process_started(pid),
         }
-
-    def _tell(self, word: dict[str, Any]) -> None:
-        assert self._mirror is not None and self._mirror.stdin is not None
-        self._mirror.stdin.write(f"{json.dumps(word)}\n".encode())
-        self._mirror.stdin.flush()
 
 
 def tracking_uri(tracking: Tracking, runs_dir: str | Path) -> str:
@@ -177,11 +194,18 @@ def read_state(run_path: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def unsent(run_path: Path) -> str | None:
-    """One line about what the mirror left unsent, None when it sent all."""
-    state = read_state(run_path)
-    if state.get("state") == "done":
-        return None
+def unsent(run_path: Path, ended: dict[str, Any] | None = None) -> str | None:
+    """One line about what the mirror left unsent, or what MLflow refused; None when it has all.
+
+    `ended` is what the mirror told at its end, which a full disk may have kept from `tracking.json`.
+    """
+    state = {**read_state(run_path), **(ended or {})}
+    if state.get("state") == DONE:
+        if not state.get("refused"):
+            return None
+        return (
+            f"MLflow refused {state['refused']} values of {', '.join(state['refused_names'])}; metrics.jsonl has them"
+        )
     reason = state.get("last_error") or f"see {run_path / LOG_FILE}"
     left = f"{state['pending']} values were not sent" if state.get("pending") else "not all was sent"
     return f"MLflow: {left} ({reason}); send the rest with: trainer runs sync {run_path}"

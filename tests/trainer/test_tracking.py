@@ -26,9 +26,10 @@ from trainer.config import RunConfig, Tracking
 from trainer.environment import process_started
 from trainer.errors import UserError
 from trainer.load import load
-from trainer.mirror import Mirror, Tail
+from trainer.mirror import Mirror
 from trainer.mlflow_sink import flatten
 from trainer.run import Run
+from trainer.spool import Tail
 from trainer.system_metrics import SystemMetrics
 from trainer.tracking import MLFLOW_ENVIRONMENT, Tracker, mlflow_command, read_state, tracking_uri
 
@@ -414,14 +415,34 @@ def test_a_mirror_that_hangs_is_given_up(folder: Path, monkeypatch: pytest.Monke
     assert not process.is_running() and read_state(run.path)["state"] == "incomplete"
 
 
-def test_a_mirror_that_died_is_told(folder: Path) -> None:
+def test_a_mirror_that_is_killed_is_started_again_and_loses_nothing(folder: Path) -> None:
     run, tracker = start(folder)
     tracker.start()
-    (process,) = wait_for(lambda: mirrors_of(run))
-    process.kill()
-    process.wait(10)
+    wait_for(lambda: read_state(run.path).get("state") == "sending")
+    (first,) = mirrors_of(run)
+    log(run, 1, 10)
+    first.kill()
+    log(run, 11, 20)
+    (second,) = wait_for(lambda: [process for process in mirrors_of(run) if process.pid != first.pid])
+    second.kill()  # before it could do anything
+    run.end_attempt("finished")
+    assert tracker.finish("finished", 100) is None
+    assert steps_in(client_of(tracker.uri), run) == list(range(1, 21)) and not mirrors_of(run)
+
+
+def test_a_mirror_that_dies_again_and_again_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.mirror_process.RESTARTS", 1)
+    monkeypatch.setattr("trainer.mirror_process.RESTART_SECONDS", 0.0)
+    run, tracker = start(folder)
+    tracker.start()
+    (first,) = wait_for(lambda: mirrors_of(run))
+    first.kill()
+    (second,) = wait_for(lambda: [process for process in mirrors_of(run) if process.pid != first.pid])
+    second.kill()
+    second.wait(10)
     warning = tracker.finish("finished", 5)
     assert warning is not None and "mirror.log" in warning and "trainer runs sync" in warning
+    assert not mirrors_of(run)
 
 
 def test_a_mirror_that_cannot_be_started_is_one_line(

@@ -4,7 +4,7 @@ trainer runs list                                  all runs, newest first
 trainer runs show RUN                              one run: how it ended, its metrics and checkpoints
 trainer runs best --metric val/accuracy            the run with the best value
 trainer runs register RUN --name digits --alias champion
-trainer runs sync RUN                              send to MLflow what could not be sent
+trainer runs sync [RUN]                            send to MLflow what could not be sent (of all runs)
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import EXIT_DONE, TrainerError, UserError
 from trainer.run import DAMAGED, RUNNING, Run, find_runs
+
+if TYPE_CHECKING:
+    from trainer.tracking import Tracker
 
 SHOWN_IN_BEST = 10
 
@@ -38,9 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     register.add_argument("--name", required=True, metavar="MODEL", help="name of the registered model")
     register.add_argument("--alias", help="name by which this version is found, e.g. champion")
     sync = _action(actions, "sync", "send to MLflow what could not be sent during the run")
-    sync.add_argument("--wait", type=float, default=600, metavar="SECONDS", help="give up after this long (600)")
-    for command in (show, register, sync):
-        command.add_argument("run", metavar="RUN", help="run directory, or run id (its beginning is enough)")
+    sync.add_argument("--wait", type=float, default=600, metavar="SECONDS", help="give a run up after this long (600)")
+    text = "run directory, or run id (its beginning is enough)"
+    for command in (show, register):
+        command.add_argument("run", metavar="RUN", help=text)
+    sync.add_argument("run", metavar="RUN", nargs="?", help=f"{text}; where not given, all that have something unsent")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -187,20 +192,65 @@ def _register(args: argparse.Namespace) -> None:
 
 
 def _sync(args: argparse.Namespace) -> None:
-    from trainer.tracking import Tracker, mlflow_command
-
+    if args.run is None:
+        _sync_all(args)
+        return
     found = Run.open(args.run, args.runs_dir)
     if found.status == RUNNING:
         raise UserError(f"{found.path}: still running, and its own mirror is at work")
-    tracker = Tracker(found, replace(found.config().tracking, enabled=True, system_metrics=False))
-    tracker.start()
-    warning = tracker.finish(found.status, args.wait)
+    tracker = _tracker(found)
+    warning = _send_rest(found, tracker, args)
     if warning:
         raise TrainerError(warning)
     if args.json:
-        print(json.dumps({"path": str(found.path), "mlflow_run_id": found.record["mlflow_run_id"]}))
-    else:
-        print(f"all of {found.path} is in MLflow; look at it with: {mlflow_command(tracker.uri)}")
+        print(json.dumps({"path": str(found.path), **_ids(found)}))
+
+
+def _sync_all(args: argparse.Namespace) -> None:
+    from trainer.unsent import is_unsent
+
+    found = [run for run in find_runs(args.runs_dir) if is_unsent(run)]
+    failed: dict[str, str] = {}
+    sent = []
+    for run in found:
+        try:
+            tracker = _tracker(run)
+        except UserError as error:  # its config names what is gone: the others can still be sent
+            failed[str(run.path)] = str(error)
+            continue
+        # A server that took nothing from one run is not waited for again
+        warning = failed.get(tracker.uri) or _send_rest(run, tracker, args)
+        if warning:
+            failed[tracker.uri] = warning
+        else:
+            sent.append(run)
+    if args.json:
+        print(json.dumps({"runs": [{"path": str(run.path), **_ids(run)} for run in sent]}))
+    if failed:
+        raise TrainerError(f"{len(found) - len(sent)} of {len(found)} runs were not sent; {'; '.join(failed.values())}")
+    if not args.json:
+        print(f"all runs in {args.runs_dir}/ are in MLflow")
+
+
+def _ids(run: Run) -> dict[str, Any]:
+    return {"run_id": run.id, "mlflow_run_id": run.record["mlflow_run_id"]}
+
+
+def _tracker(run: Run) -> Tracker:
+    from trainer.tracking import Tracker
+
+    return Tracker(run, replace(run.config().tracking, enabled=True, system_metrics=False))
+
+
+def _send_rest(run: Run, tracker: Tracker, args: argparse.Namespace) -> str | None:
+    """Wait for a mirror of the run; one line about what is left, or None."""
+    from trainer.tracking import mlflow_command
+
+    tracker.start()
+    warning = tracker.finish(run.status, args.wait, is_patient=True)
+    if warning is None and not args.json:
+        print(f"all of {run.path} is in MLflow; look at it with: {mlflow_command(tracker.uri)}")
+    return warning
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
