@@ -85,8 +85,12 @@ def examine(probe: Probe, debug: bool = False) -> list[Check]:
 
     # A thread, since a file system or a name server that is gone holds whoever asks it; as a daemon it can be left.
     thread = threading.Thread(target=work, name=probe.name, daemon=True)
-    thread.start()
-    thread.join(probe.seconds)
+    try:
+        thread.start()
+    except RuntimeError:  # the limit of processes is reached, which a check will tell: better unguarded than not at all
+        work()
+    else:
+        thread.join(probe.seconds)
     if answer:
         return answer[0]
     return problem(probe.name, f"no answer within {probe.seconds:g} s", probe.when_late)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import black_hole, fill, mounted, only
+from faults import black_hole, control_group, fill, mounted, only
 from harness import ROOT, environment, free_port
 from processes import wait_until
 
@@ -103,6 +103,15 @@ def test_a_sick_environment_is_told_line_by_line_with_exit_code_1(tmp_path: Path
     assert "hunter2" not in done.stdout + done.stderr
     problems = sum(line.startswith("problem  ") for line in done.stdout.splitlines())
     assert done.stdout.splitlines()[-1].startswith(f"{len(LINES)} checks: {problems} problems and ")
+
+
+def test_without_a_single_thread_more_what_can_be_checked_is_checked(tmp_path: Path) -> None:
+    with control_group("pids", {"pids.max": "1"}, {"pids.max": "1"}) as procs:
+        done = doctor(tmp_path, before=lambda: procs.write_text(str(os.getpid())) and None)
+    assert done.returncode == 1, done.stderr
+    assert "problem  processes       1 of the 1 that the control group grants are used" in done.stdout
+    assert "problem  all-reduce      this check failed: BlockingIOError: " in done.stdout
+    assert "ok       file locks" in done.stdout
 
 
 def test_two_nodes_report_to_rank_0_and_both_fail(tmp_path: Path) -> None:
@@ -248,7 +257,7 @@ def test_bandwidth_is_what_is_measured_by_hand(tmp_path: Path) -> None:
     told = float(check.found.split("processes: ")[1].split(" GB/s")[0])
     with local_ranks.start([sys.executable, "-c", BY_HAND], 2, tmp_path / "logs") as ranks:
         assert ranks.wait(60) == [0, 0]
-    by_hand = float(ranks.output(0)) / 1e9
+    by_hand = float(ranks.output(0).splitlines()[-1]) / 1e9
     # A factor of 8 would be bits for bytes; the load of the machine changes in between.
     assert by_hand / 5 < told < by_hand * 5, (told, by_hand)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import mounted, only, status
+from faults import control_group, mounted, only, status
 from harness import environment
 from processes import wait_until
 
@@ -42,6 +42,22 @@ def test_what_is_not_for_this_system_is_not_required() -> None:
     assert (check.status, check.found) == ("ok", "all 1 as required: torch 2.14.1+cu130")
 
 
+def test_what_is_installed_here_is_as_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert status(doctor_versions.packages()) == "ok"
+    assert status(doctor_versions.python()) == "ok"
+    monkeypatch.setattr(platform, "python_version", lambda: "3.10.1")
+    assert only(doctor_versions.python()).found.endswith("wanted is <3.15,>=3.11")
+
+
+def test_without_metadata_or_packaging_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys; sys.modules['packaging'] = None; from trainer import doctor_versions as v; print(v.packages())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    assert "status='problem'" in done.stdout and "remedy='pip install packaging'" in done.stdout, done.stderr
+    monkeypatch.setattr(doctor_versions, "DISTRIBUTION", "not-installed")
+    assert status(doctor_versions.packages()) == "warning"
+    assert status(doctor_versions.python()) == "ok"
+
+
 def limits_of_a_child(code: str, before: Callable[[], None] | None = None) -> dict[str, Any]:
     """What `doctor_limits` finds in a process that runs `code` first."""
     source = f"""
@@ -60,28 +76,6 @@ print(json.dumps({{name: asdict(getattr(doctor_limits, name)(Setting(Path(".")))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-@contextmanager
-def control_group(controller: str, v1: Mapping[str, str], v2: Mapping[str, str]) -> Iterator[Path]:
-    """A control group of our own with these limits, in whichever version this machine has."""
-    root = Path("/sys/fs/cgroup")
-    is_v1 = (root / controller).is_dir()
-    folder = (root / controller if is_v1 else root) / f"trainer-test-{os.getpid()}"
-    try:
-        folder.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group can be made here: {error.strerror}")
-    try:
-        for name, value in (v1 if is_v1 else v2).items():
-            try:
-                (folder / name).write_text(value)
-            except OSError as error:
-                pytest.skip(f"no control group can be limited here: {error.strerror}")
-        yield folder / "cgroup.procs"
-    finally:
-        wait_until(lambda: not (folder / "cgroup.procs").read_text(), "the end of the group's processes")
-        folder.rmdir()
 
 
 def test_a_quota_of_half_a_core_counts_and_not_the_cores_of_the_machine() -> None:
@@ -193,6 +187,35 @@ def test_data_workers_of_the_config_are_counted_against_cores_and_memory(tmp_pat
     assert shared.status == "warning" and "32000 batches of 1000 pictures of 224×224" in shared.found
 
 
+def test_more_processes_than_cores_are_told(tmp_path: Path) -> None:
+    check = only(doctor_limits.cores(Setting(tmp_path, World(0, 4096, 0, 4096, launched=True))))
+    assert check.status == "warning" and check.found.endswith("for 4096 processes")
+
+
+def test_memory_is_that_of_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "memory", lambda: cgroups.Grant(2 * 10**9, 10**9 // 2))
+    check = only(doctor_limits.memory(Setting(tmp_path)))
+    assert check.status == "warning" and "1.5 GB free of 2.0 GB that the control group grants" in check.found
+
+
+def test_threads_that_would_spin_beside_busy_neighbours_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    if cgroups.cpu_quota() is not None or len(os.sched_getaffinity(0)) != os.cpu_count() or os.cpu_count() == 1:
+        pytest.skip("only a part of this machine's cores is ours to judge")
+    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    spin = [sys.executable, "-c", "while True: pass"]
+    neighbours = [subprocess.Popen(spin) for _ in range(os.cpu_count() or 1)]
+    try:
+        told = wait_until(lambda: [c for c in doctor_limits.threads(Setting(Path("."))) if c.status != "ok"], "it")
+        assert told[0].remedy == "set OMP_WAIT_POLICY=PASSIVE, so that threads that wait don't spin"
+        monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+        assert status(doctor_limits.threads(Setting(Path(".")))) == "ok"
+    finally:
+        for neighbour in neighbours:
+            neighbour.kill()
+            neighbour.wait()
+
+
 def test_a_small_dev_shm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mounted(tmp_path / "shm", "size=64m") as shm:
         monkeypatch.setattr(doctor_limits, "SHARED_MEMORY", shm)
@@ -236,6 +259,21 @@ def test_little_room_is_told_by_bytes_and_by_files(tmp_path: Path) -> None:
 def test_a_folder_that_is_a_file_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     assert only(doctor_files.room(Setting(tmp_path / "runs" / "mine"))).found == f"{tmp_path / 'runs'} is a file"
+
+
+def test_a_limit_on_what_may_be_written_is_a_problem(tmp_path: Path) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from trainer import doctor_files
+from trainer.doctor import Setting
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+(check,) = doctor_files.speed(Setting(Path({str(tmp_path)!r})))
+print(check.status, check.found)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.stdout == "problem writing 67 MB failed: File too large\n", done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_bytes_than_were_written_are_noticed(tmp_path: Path) -> None:
