@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from faults import control_group, mounted, only, status
-from harness import environment
+from harness import ROOT, environment
 from processes import wait_until
 
 from trainer import cgroups, doctor_files, doctor_limits, doctor_mlflow, doctor_versions
@@ -49,13 +49,20 @@ def test_what_is_installed_here_is_as_required(monkeypatch: pytest.MonkeyPatch) 
     assert only(doctor_versions.python()).found.endswith("wanted is <3.15,>=3.11")
 
 
-def test_without_metadata_or_packaging_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; sys.modules['packaging'] = None; from trainer import doctor_versions as v; print(v.packages())"
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60)
-    assert "status='problem'" in done.stdout and "remedy='pip install packaging'" in done.stdout, done.stderr
+def test_without_metadata_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_versions, "DISTRIBUTION", "not-installed")
     assert status(doctor_versions.packages()) == "warning"
     assert status(doctor_versions.python()) == "ok"
+
+
+def test_an_installation_without_any_dependency_is_told_what_to_install_first(tmp_path: Path) -> None:
+    metadata = "Metadata-Version: 2.4\nName: yaml-trainer\nVersion: 1\nRequires-Dist: torch>=2.14.1\n"
+    (tmp_path / "yaml_trainer-1.dist-info").mkdir()
+    (tmp_path / "yaml_trainer-1.dist-info" / "METADATA").write_text(metadata)
+    code = f"import sys; sys.path[:0] = {[str(ROOT), str(tmp_path)]}; from trainer import doctor_versions as v; "
+    command = [sys.executable, "-S", "-E", "-c", code + "print(v.packages())"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "status='problem'" in done.stdout and "remedy='pip install packaging'" in done.stdout, done.stderr
 
 
 def limits_of_a_child(code: str, before: Callable[[], None] | None = None) -> dict[str, Any]:
