@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trainer.doctor import GB, MB, Check, Setting, ok, problem, size, warning
-from trainer.files import LOCKS_UNSUPPORTED, write_atomically
+from trainer.files import FULL, LOCKS_UNSUPPORTED, write_atomically
 from trainer.health import PULSE_SECONDS
 
 LITTLE_ROOM = 10 * GB
@@ -52,7 +51,7 @@ def room(setting: Setting) -> list[Check]:
         with _own_folder(folder):
             pass
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             return problem(name, f"{where} can't be written: {error.strerror}", f"make it writable, or {elsewhere}")
         return problem(name, f"{where} is full: {error.strerror}", f"delete old runs or checkpoints, or {elsewhere}")
     found = os.statvfs(folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from trainer.config import Tracking
+from trainer.contact import DATABASE_PORTS
 from trainer.doctor import Check, Setting, ok, problem, warning
 from trainer.errors import UserError
 from trainer.lineage import without_password
@@ -25,7 +26,6 @@ SECONDS = 4.0
 """For a connection, and for each word of an answer: a server that works answers /health within milliseconds."""
 BUSY_SECONDS = 2.0
 """For a database that another program is writing to."""
-PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 GOES_ON = "a training goes on without it, and `trainer runs sync RUN` sends what is missing later"
 
 
@@ -37,7 +37,7 @@ def mlflow(setting: Setting) -> list[Check]:
     try:
         uri = tracking_uri(tracking, setting.runs_dir)
         parts = urlsplit(uri)
-        port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
+        port = parts.port or DATABASE_PORTS.get(parts.scheme.partition("+")[0])
     except UserError as error:
         return problem(NAME, str(error), "set tracking.uri or MLFLOW_TRACKING_URI to such an address")
     except ValueError as error:

@@ -15,8 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from faults import black_hole, control_group, fill, mounted, only
+from disks import fill, small_disk
+from faults import control_group, only
 from harness import ROOT, environment, free_port
+from mlflow_servers import accepting_and_silent
 from processes import wait_until
 
 from trainer import cli, doctor_allreduce, doctor_mlflow, local_ranks
@@ -73,7 +75,7 @@ def test_the_report_as_json_has_every_check_and_a_remedy_for_each_fault(tmp_path
 
 
 def test_a_sick_environment_is_told_line_by_line_with_exit_code_1(tmp_path: Path) -> None:
-    with mounted(tmp_path / "full", "size=1m") as full, black_hole() as port:
+    with small_disk(tmp_path / "full", "1m") as full, accepting_and_silent() as address:
         fill(full)
         done = doctor(
             tmp_path,
@@ -81,7 +83,7 @@ def test_a_sick_environment_is_told_line_by_line_with_exit_code_1(tmp_path: Path
             before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
             GLOO_SOCKET_IFNAME="bogus0",
             MASTER_ADDR="nowhere.invalid",
-            MLFLOW_TRACKING_URI=f"http://me:hunter2@127.0.0.1:{port}",
+            MLFLOW_TRACKING_URI=address.replace("//", "//me:hunter2@"),
             OMP_NUM_THREADS="many",
         )
     assert done.returncode == 1, done.stderr
@@ -95,7 +97,7 @@ def test_a_sick_environment_is_told_line_by_line_with_exit_code_1(tmp_path: Path
         "open files": "problem  open files      100 per process (raisable to 100); a process of this run wants ",
         "interfaces": "problem  interfaces      GLOO_SOCKET_IFNAME: there is no interface bogus0 → name one of: ",
         "names": "problem  names           MASTER_ADDR=nowhere.invalid does not resolve: ",
-        "MLflow": f"problem  MLflow          http://127.0.0.1:{port}: no answer within 4 s → start the server",
+        "MLflow": f"problem  MLflow          {address}: no answer within 4 s → start the server",
     }
     for name, beginning in expected.items():
         assert said[name].startswith(beginning), said[name]
@@ -115,7 +117,7 @@ def test_without_a_single_thread_more_what_can_be_checked_is_checked(tmp_path: P
 
 
 def test_two_nodes_report_to_rank_0_and_both_fail(tmp_path: Path) -> None:
-    with mounted(tmp_path / "full", "size=1m") as full:
+    with small_disk(tmp_path / "full", "1m") as full:
         fill(full)
         launcher = [
             *("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import control_group, mounted, only, status
+from disks import read_only, small_disk
+from faults import control_group, only, status
 from harness import ROOT, environment
 from processes import wait_until
 
@@ -224,19 +225,21 @@ def test_threads_that_would_spin_beside_busy_neighbours_are_told(monkeypatch: py
 
 
 def test_a_small_dev_shm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with mounted(tmp_path / "shm", "size=64m") as shm:
+    with small_disk(tmp_path / "shm", "64m") as shm:
         monkeypatch.setattr(doctor_limits, "SHARED_MEMORY", shm)
         check = only(doctor_limits.shared_memory(Setting(tmp_path)))
         assert check.status == "warning" and "--shm-size" in (check.remedy or "")
         without_workers = Setting(tmp_path, config=load("quickstart", ["data.workers=0"]))
         assert status(doctor_limits.shared_memory(without_workers)) == "ok"
-    with mounted(tmp_path / "tiny", "size=1m") as shm:
+    with small_disk(tmp_path / "tiny", "1m") as shm:
         monkeypatch.setattr(doctor_limits, "SHARED_MEMORY", shm)
         assert status(doctor_limits.shared_memory(without_workers)) == "problem"
 
 
 def test_a_read_only_file_system_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with mounted(tmp_path / "fixed", "size=1m,ro") as fixed:
+    fixed = tmp_path / "fixed"
+    fixed.mkdir()
+    with read_only(fixed):
         check = only(doctor_files.room(Setting(fixed / "runs")))
         assert check.status == "problem" and f"{fixed}/runs can't be written: Read-only file system" in check.found
         assert status(doctor_files.locks(Setting(fixed))) == "warning"
@@ -246,19 +249,19 @@ def test_a_read_only_file_system_is_a_problem(tmp_path: Path, monkeypatch: pytes
 
 
 def test_little_room_is_told_by_bytes_and_by_files(tmp_path: Path) -> None:
-    with mounted(tmp_path / "a", "size=50m") as folder:
+    with small_disk(tmp_path / "a", "50m") as folder:
         check = only(doctor_files.room(Setting(folder)))
         assert check.status == "problem" and "(tmpfs): 52 MB of 52 MB free" in check.found
         assert "not measured" in only(doctor_files.speed(Setting(folder))).found
-    with mounted(tmp_path / "b", "size=1g") as folder:
+    with small_disk(tmp_path / "b", "1g") as folder:
         assert status(doctor_files.room(Setting(folder))) == "warning"
         (check,) = doctor_files.speed(Setting(folder))
         assert check.status in ("ok", "warning") and "(67 MB each)" in check.found
         assert not list(folder.iterdir())
-    with mounted(tmp_path / "c", "size=20g", "nr_inodes=50") as folder:
+    with small_disk(tmp_path / "c", "20g,nr_inodes=50") as folder:
         check = only(doctor_files.room(Setting(folder)))
         assert check.status == "problem" and "room for 49 more files" in check.found
-    with mounted(tmp_path / "d", "size=20g", "nr_inodes=100k") as folder:
+    with small_disk(tmp_path / "d", "20g,nr_inodes=100k") as folder:
         check = only(doctor_files.room(Setting(folder)))
         assert check.status == "warning" and "gone when the machine restarts" in check.found
 

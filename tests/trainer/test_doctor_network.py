@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -17,9 +15,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from faults import black_hole, only, status
-from harness import environment, free_port, toy_config
-from processes import wait_until
+from faults import only, status
+from harness import environment, toy_config
+from mlflow_servers import MlflowServer, accepting_and_silent
 
 from trainer import doctor_mlflow, doctor_network
 from trainer.doctor import Check, Probe, Setting, examine
@@ -165,8 +163,9 @@ def test_an_address_where_nobody_is_is_a_problem(uri: str, said: str) -> None:
 
 
 def test_a_database_server_that_listens_is_ok() -> None:
-    with black_hole() as port:
-        assert "takes connections" in only(mlflow_at(f"postgresql://me:hunter2@127.0.0.1:{port}/db")).found
+    with accepting_and_silent() as address:
+        uri = f"{address.replace('http://', 'postgresql://me:hunter2@')}/db"
+        assert "takes connections" in only(mlflow_at(uri)).found
     assert status(mlflow_at("databricks")) == "warning"
 
 
@@ -196,18 +195,10 @@ def test_a_folder_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_real_mlflow_server_is_recognised(tmp_path: Path) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    env = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True)
+    server = MlflowServer(tmp_path / "server")
+    server.start()
     try:
-
-        def answers() -> bool:
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            return only(mlflow_at(f"http://127.0.0.1:{port}")).status == "ok"
-
-        wait_until(answers, "the MLflow server", pause=0.1)
+        assert only(mlflow_at(server.address)).found.startswith(f"{server.address} answers in ")
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.kill()
+    assert "Connection refused" in only(mlflow_at(server.address)).found
