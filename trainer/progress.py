@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self, TextIO
 
 from trainer.errors import TrainerError
@@ -190,6 +190,13 @@ def summary_table(rows: list[tuple[str, str]], title: str, stream: TextIO | None
     for name, value in rows:
         line = Text.assemble("  ", (f"{name:<{width}}", "cyan"), "  ", value)
         console.print(line, soft_wrap=True, highlight=False)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns on stdout, the last one as long as it is: nothing is cut."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for line in (head, *rows):
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _is_terminal(stream: TextIO) -> bool:
