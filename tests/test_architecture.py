@@ -28,9 +28,11 @@ def _no_torch_at_import() -> set[str]:
     omitted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["coverage"]["run"]["omit"]
     assert all((ROOT / file).is_file() for file in omitted), "pyproject.toml names modules that are gone"
     heavy = {file.removesuffix(".py").replace("/", ".") for file in omitted}
-    return {m for m in _modules() if m.startswith("trainer.") and m.count(".") == 1} - heavy
+    return {m for m in _modules() if m.startswith("trainer.") and (m.count(".") == 1 or m.startswith(PARTS))} - heavy
 
 
+PARTS = ("trainer.doctor.",)
+"""Packages whose modules are held to the same."""
 MLFLOW = "trainer.mlflow_sink"
 """The one module that imports mlflow when it is imported; only the mirror's process does that."""
 HEAVY = (

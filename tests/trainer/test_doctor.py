@@ -21,9 +21,11 @@ from harness import ROOT, environment, free_port
 from mlflow_servers import accepting_and_silent
 from processes import wait_until
 
-from trainer import cli, doctor_allreduce, doctor_mlflow, local_ranks
+from trainer import cli, local_ranks
 from trainer.commands.doctor import show
 from trainer.doctor import Check, Probe, Setting, examine, listed, ok, problem, size, worst
+from trainer.doctor import allreduce as doctor_allreduce
+from trainer.doctor import mlflow as doctor_mlflow
 from trainer.world import World
 
 LINES = [
@@ -216,7 +218,7 @@ def rank_1() -> int:
     """The process of rank 1 among the all-reduce's, once it is there."""
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdecimal() and b"trainer.doctor_allreduce" in (entry / "cmdline").read_bytes():
+            if entry.name.isdecimal() and b"trainer.doctor.allreduce" in (entry / "cmdline").read_bytes():
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 if parent == os.getpid() and b"\0RANK=1\0" in b"\0" + (entry / "environ").read_bytes():
                     return int(entry.name)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from faults import only
 
-from trainer import doctor_devices
 from trainer.doctor import Setting
-from trainer.doctor_devices import Device, Driver, Torch, judge_devices, judge_driver
+from trainer.doctor import devices as doctor_devices
+from trainer.doctor.devices import Device, Driver, Torch, judge_devices, judge_driver
 from trainer.load import load
 from trainer.world import World
 

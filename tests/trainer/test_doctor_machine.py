@@ -17,8 +17,11 @@ from faults import control_group, only, status
 from harness import ROOT, environment
 from processes import wait_until
 
-from trainer import cgroups, doctor_files, doctor_limits, doctor_mlflow, doctor_versions
-from trainer.doctor import Setting
+from trainer.doctor import Setting, cgroups
+from trainer.doctor import files as doctor_files
+from trainer.doctor import limits as doctor_limits
+from trainer.doctor import mlflow as doctor_mlflow
+from trainer.doctor import versions as doctor_versions
 from trainer.load import load
 from trainer.world import World
 
@@ -60,7 +63,7 @@ def test_an_installation_without_any_dependency_is_told_what_to_install_first(tm
     metadata = "Metadata-Version: 2.4\nName: yaml-trainer\nVersion: 1\nRequires-Dist: torch>=2.14.1\n"
     (tmp_path / "yaml_trainer-1.dist-info").mkdir()
     (tmp_path / "yaml_trainer-1.dist-info" / "METADATA").write_text(metadata)
-    code = f"import sys; sys.path[:0] = {[str(ROOT), str(tmp_path)]}; from trainer import doctor_versions as v; "
+    code = f"import sys; sys.path[:0] = {[str(ROOT), str(tmp_path)]}; from trainer.doctor import versions as v; "
     command = [sys.executable, "-S", "-E", "-c", code + "print(v.packages())"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "status='problem'" in done.stdout and "remedy='pip install packaging'" in done.stdout, done.stderr
@@ -72,7 +75,7 @@ def limits_of_a_child(code: str, before: Callable[[], None] | None = None) -> di
 import json, os, resource
 from dataclasses import asdict
 from pathlib import Path
-from trainer import doctor_limits
+from trainer.doctor import limits as doctor_limits
 from trainer.doctor import Setting
 import psutil
 {code}
@@ -275,7 +278,7 @@ def test_a_limit_on_what_may_be_written_is_a_problem(tmp_path: Path) -> None:
     code = f"""
 import resource
 from pathlib import Path
-from trainer import doctor_files
+from trainer.doctor import files as doctor_files
 from trainer.doctor import Setting
 resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
 (check,) = doctor_files.speed(Setting(Path({str(tmp_path)!r})))

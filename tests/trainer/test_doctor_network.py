@@ -19,8 +19,9 @@ from faults import only, status
 from harness import environment, toy_config
 from mlflow_servers import MlflowServer, accepting_and_silent
 
-from trainer import doctor_mlflow, doctor_network
 from trainer.doctor import Check, Probe, Setting, examine
+from trainer.doctor import mlflow as doctor_mlflow
+from trainer.doctor import network as doctor_network
 from trainer.load import load
 from trainer.world import World
 
@@ -65,7 +66,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from trainer.doctor import Setting
-from trainer.doctor_network import names
+from trainer.doctor.network import names
 from trainer.world import World
 for world in (World(), World(0, 2, 0, 1, launched=True)):
     print(json.dumps(asdict(names(Setting(Path("."), world))[0])))

@@ -17,8 +17,8 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from trainer import cli, doctor, doctor_files, doctor_limits, doctor_network, doctor_versions
-from trainer.doctor import Check, Probe, Setting, Status
+from trainer import cli, doctor
+from trainer.doctor import Check, Probe, Setting, Status, files, limits, network, versions
 from trainer.environment import host
 from trainer.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from trainer.world import World, from_environment
@@ -88,31 +88,31 @@ def _setting(args: argparse.Namespace) -> Setting:
 
 
 def _of_the_node(setting: Setting, timeout: float) -> list[Probe]:
-    from trainer.doctor_devices import SMI_SECONDS, devices
+    from trainer.doctor.devices import SMI_SECONDS, devices
 
     disk = f"the file system of {setting.runs_dir.absolute()} hangs: look at mount and dmesg"
     dns = "the name server does not answer: look at /etc/resolv.conf, or use addresses"
     return [
-        Probe("python", doctor_versions.python),
-        Probe("packages", doctor_versions.packages, 10),
+        Probe("python", versions.python),
+        Probe("packages", versions.packages, 10),
         Probe("devices", lambda: devices(setting, timeout), timeout + SMI_SECONDS + PATIENCE),
-        Probe("cores", lambda: doctor_limits.cores(setting)),
-        Probe("threads", lambda: doctor_limits.threads(setting)),
-        Probe("memory", lambda: doctor_limits.memory(setting)),
-        Probe("shared memory", lambda: doctor_limits.shared_memory(setting)),
-        Probe("runs folder", lambda: doctor_files.room(setting), 10, disk),
-        Probe("disk speed", lambda: doctor_files.speed(setting), 20, disk),
-        Probe("file locks", lambda: doctor_files.locks(setting), 10, disk),
-        Probe("open files", lambda: doctor_limits.open_files(setting)),
-        Probe("processes", lambda: doctor_limits.processes(setting)),
-        Probe("interfaces", lambda: doctor_network.interfaces(setting)),
-        Probe("names", lambda: doctor_network.names(setting), 10, dns),
-        Probe("clock", lambda: doctor_files.clock(setting), 10, disk),
+        Probe("cores", lambda: limits.cores(setting)),
+        Probe("threads", lambda: limits.threads(setting)),
+        Probe("memory", lambda: limits.memory(setting)),
+        Probe("shared memory", lambda: limits.shared_memory(setting)),
+        Probe("runs folder", lambda: files.room(setting), 10, disk),
+        Probe("disk speed", lambda: files.speed(setting), 20, disk),
+        Probe("file locks", lambda: files.locks(setting), 10, disk),
+        Probe("open files", lambda: limits.open_files(setting)),
+        Probe("processes", lambda: limits.processes(setting)),
+        Probe("interfaces", lambda: network.interfaces(setting)),
+        Probe("names", lambda: network.names(setting), 10, dns),
+        Probe("clock", lambda: files.clock(setting), 10, disk),
     ]
 
 
 def _all_reduce(setting: Setting, timeout: float, report: list[Check]) -> Probe:
-    from trainer.doctor_allreduce import NAME, SLOWEST_NODE, all_reduce
+    from trainer.doctor.allreduce import NAME, SLOWEST_NODE, all_reduce
 
     faults = [check for check in report if check.status != "ok"]
     return Probe(NAME, lambda: all_reduce(setting, timeout, faults), timeout + SLOWEST_NODE + PATIENCE)
@@ -129,7 +129,7 @@ def _end_aside(place: World, checks: list[Check]) -> int:
 
 
 def _mlflow(setting: Setting) -> Probe:
-    from trainer.doctor_mlflow import GOES_ON, NAME, SECONDS, mlflow
+    from trainer.doctor.mlflow import GOES_ON, NAME, SECONDS, mlflow
 
     return Probe(NAME, lambda: mlflow(setting), 2 * SECONDS + PATIENCE, f"the server is overloaded, or none; {GOES_ON}")
 

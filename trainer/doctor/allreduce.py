@@ -1,6 +1,6 @@
 """`trainer doctor`: an all-reduce between processes, with its bandwidth.
 
-`python -m trainer.doctor_allreduce DEADLINE [FILE]` is one rank of it; what it prints, a JSON object a line, is how the
+`python -m trainer.doctor.allreduce DEADLINE [FILE]` is one rank of it; what it prints, a JSON object a line, is how the
 process that started it knows how far it came. FILE holds what this rank's node has to report to rank 0.
 """
 
@@ -55,7 +55,7 @@ def all_reduce(setting: Setting, seconds: float, report: Sequence[Check] = ()) -
     if world.launched and world.size == 1:
         return ok(NAME, "a world of one process has nothing to exchange")
     with tempfile.TemporaryDirectory(prefix="trainer-doctor-") as folder:
-        argv = [sys.executable, "-m", "trainer.doctor_allreduce"]
+        argv = [sys.executable, "-m", "trainer.doctor.allreduce"]
         if world.launched:
             seconds += SLOWEST_NODE
             file = Path(folder, "report.json")

@@ -1,4 +1,4 @@
-"""The frame of `trainer doctor`: a check, its verdict, and a guard around each. The checks are in `doctor_*`."""
+"""The frame of `trainer doctor`: a check, its verdict, and a guard around each. The checks stand beside this file."""
 
 from __future__ import annotations
 

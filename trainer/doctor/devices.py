@@ -1,4 +1,4 @@
-"""`trainer doctor`: accelerators and their driver. `python -m trainer.doctor_devices` prints what torch sees.
+"""`trainer doctor`: accelerators and their driver. `python -m trainer.doctor.devices` prints what torch sees.
 
 A process of its own: a broken driver hangs whoever asks, with Python's lock held.
 """
@@ -70,7 +70,7 @@ def devices(setting: Setting, seconds: float) -> list[Check]:
     driver = look()
     if driver.smi == "hangs":  # torch would hang, too
         return judge_driver(Torch("?"), driver)
-    command = [sys.executable, "-m", "trainer.doctor_devices"]
+    command = [sys.executable, "-m", "trainer.doctor.devices"]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -12,8 +12,7 @@ import resource
 import sys
 from pathlib import Path
 
-from trainer import cgroups
-from trainer.doctor import GB, MB, Check, Setting, ok, problem, size, warning
+from trainer.doctor import GB, MB, Check, Setting, cgroups, ok, problem, size, warning
 
 MEMORY_OF_RANK = 1.0 * GB
 """Measured 0.65 GB, with the mirror 0.85 GB, before any data or model of notable size."""
