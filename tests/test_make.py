@@ -57,6 +57,8 @@ def test_documented_targets_exist_and_make_test_runs_checks_and_tests() -> None:
     for line in {line for lines in BY_MAKE.values() for line in lines if line.startswith("make ")}:
         planned = make(ROOT, "--dry-run", *line.split()[1:])
         assert planned.returncode == 0, planned.stderr
+        if "soak" in line:
+            assert "TRAINER_SOAK=1 .venv/bin/python -m pytest -m soak" in planned.stdout
         if "test" in line:
             assert "scripts/check .venv/bin" in planned.stdout and "-m pytest" in planned.stdout
             assert "ARGS" not in line or planned.stdout.rstrip().endswith("-m pytest tests/trainer/test_load.py")
