@@ -17,15 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer import cli, world
+from trainer import cli, verify, world
 from trainer.errors import EXIT_DONE, EXIT_FAILURE, TrainerError, UserError
 from trainer.progress import print_line, print_table, summary_table
 
 if TYPE_CHECKING:
-    from trainer.compare_probes import Place
     from trainer.config import RunConfig
-    from trainer.verify_parallel import Outcome
-    from trainer.verify_resume import Verdict
+    from trainer.verify.compare_steps import Place
+    from trainer.verify.parallel import Outcome, Way
+    from trainer.verify.resume import Verdict
 
 ONLY_RESUME = ("kills", "seed")
 ONLY_PARALLEL = ("tolerance",)
@@ -96,12 +96,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace, config: RunConfig, folder: Path) -> bool:
-    from trainer.verify_resume import KILLS, STEPS, Plan, verify_resume
+    from trainer.verify.resume import KILLS, STEPS, Plan, verify_resume
 
     plan = Plan(args.steps or STEPS, args.kills or KILLS, args.processes, args.seed)
-    verdict = verify_resume(config, plan, folder, print_line)
+    verdict = verify_resume(config, plan, folder, print_line, verify.launch)
     if args.json:
         answer = {"mode": "resume", "identical": verdict.identical, **asdict(verdict)}
+        answer["hits"] = [{**asdict(hit), "met": hit.met} for hit in verdict.hits]
         print(json.dumps(_plain({**answer, "folder": None if verdict.identical and not args.keep else str(folder)})))
     else:
         rows = _same_rows(verdict) if verdict.identical else _different_rows(verdict)
@@ -112,10 +113,12 @@ def _resume(args: argparse.Namespace, config: RunConfig, folder: Path) -> bool:
 
 
 def _same_rows(verdict: Verdict) -> list[tuple[str, str]]:
-    met = Counter(hit.met for hit in verdict.hits)
+    met = Counter(phase for hit in verdict.hits for phase in hit.met)
     found = verdict.comparison
+    resumed = [str(step) for step in sorted({hit.saved for hit in verdict.hits if hit.saved})]
     return [
         ("kills", ", ".join(f"{count} in {phase}" for phase, count in sorted(met.items())) or "none"),
+        ("resumed at step", ", ".join(resumed) or "none: every kill came before a checkpoint; raise --steps"),
         (
             "compared",
             f"{', '.join(found.states)} of {found.checkpoints} checkpoints; {found.entries} entries of metrics",
@@ -144,9 +147,11 @@ def _different_rows(verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def _parallel(args: argparse.Namespace, config: RunConfig, folder: Path) -> bool:
-    from trainer.verify_parallel import PROCESSES, STEPS, verify_parallel
+    from trainer.verify.parallel import PROCESSES, STEPS, verify_parallel
 
-    done = verify_parallel(config, args.steps or STEPS, args.processes or PROCESSES, args.tolerance, folder, print_line)
+    done = verify_parallel(
+        config, args.steps or STEPS, args.processes or PROCESSES, args.tolerance, folder, print_line, verify.launch
+    )
     if args.json:
         answer = {"mode": "parallel", "same": done.is_good, **asdict(done)}
         print(json.dumps(_plain({**answer, "folder": str(folder) if args.keep or not done.is_good else None})))
@@ -156,13 +161,10 @@ def _parallel(args: argparse.Namespace, config: RunConfig, folder: Path) -> bool
         f"{config.name}: {done.steps} steps with a global batch of {done.global_batch}, one process against others; "
         f"largest relative differences, tolerance {done.tolerance:.0e}{weights}"
     )
-    lines = [_outcome_line(outcome) for outcome in done.outcomes]
+    lines = [[*_way_cells(done.reference), "-", "-", "-", "reference"], *map(_outcome_line, done.outcomes)]
     print_table(("", "processes", "batch", "accumulate", "losses", "gradients", "weights", ""), lines)
-    for outcome in done.outcomes:
-        if outcome.error is not None:
-            print(f"{outcome.way.name} did not run: {outcome.error}")
-        elif outcome.place is not None:
-            print(f"{outcome.way.name} begins to differ in {shown_place(outcome.place)}: {outcome.hint}")
+    for text, names in _explanations(done.outcomes).items():
+        print(f"{', '.join(names)}: {text}")
     if done.silenced:
         off = ", ".join(f"{count} {kind}" for kind, count in done.silenced.items())
         print(f"switched off, since each rank draws them for itself: {off}")
@@ -171,13 +173,27 @@ def _parallel(args: argparse.Namespace, config: RunConfig, folder: Path) -> bool
     return done.is_good
 
 
+def _way_cells(way: Way) -> list[str]:
+    return [way.name, str(way.processes), str(way.batch_size), str(way.accumulate)]
+
+
 def _outcome_line(outcome: Outcome) -> list[str]:
-    way = outcome.way
-    how = [way.name, str(way.processes), str(way.batch_size), str(way.accumulate)]
     if outcome.error is not None:
-        return [*how, "-", "-", "-", "did not run"]
+        return [*_way_cells(outcome.way), "-", "-", "-", "did not run"]
     values = (outcome.losses, outcome.gradients, outcome.weights)
-    return [*how, *(f"{value:.1e}" for value in values), "same" if outcome.is_good else "DIFFERS"]
+    return [*_way_cells(outcome.way), *(f"{value:.1e}" for value in values), "same" if outcome.is_good else "DIFFERS"]
+
+
+def _explanations(outcomes: list[Outcome]) -> dict[str, list[str]]:
+    """What there is to say -> the names of those of which it is true."""
+    found: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.error is not None:
+            found.setdefault(f"did not run: {outcome.error}", []).append(outcome.way.name)
+        elif outcome.place is not None:
+            text = f"begins to differ in {shown_place(outcome.place)}: {outcome.hint}"
+            found.setdefault(text, []).append(outcome.way.name)
+    return found
 
 
 def shown_place(place: Place) -> str:

@@ -19,7 +19,6 @@ from trainer.config import RunConfig
 from trainer.errors import EXIT_DONE, TrainerError
 from trainer.load import dump, load
 from trainer.local_ranks import LocalRanks
-from trainer.moments import Hit, Moment, course, hit, moments, wait_for
 from trainer.run import FINISHED, Run
 from trainer.verify import (
     Launch,
@@ -27,16 +26,16 @@ from trainer.verify import (
     Say,
     finish,
     fit_arguments,
-    launch,
     only_run,
     own_words,
-    probe,
     require_done,
+    run_probe,
 )
+from trainer.verify.moments import Hit, Moment, course, hit, moments, wait_for
 
 if TYPE_CHECKING:
-    from trainer.compare_probes import Place
-    from trainer.compare_runs import Comparison
+    from trainer.verify.compare_runs import Comparison
+    from trainer.verify.compare_steps import Place
 
 STEPS = 24
 KILLS = 6
@@ -47,6 +46,7 @@ ONE_PROCESS = ("auto", "single")
 UNDISTURBED, KILLED = "undisturbed", "killed"
 _DRAW = "draw from trainer.task.sample_seed(seed, epoch, index)"
 HINTS = {
+    "loss scale": "the loss scaler left out another step: its state was not restored",
     "weights before": "the update of the step before made them differ: an optimizer that keeps state outside of its "
     "`state`, or a model that changes its weights by itself",
     "random state": "something draws from it that a resumed run does not draw again, or draws once more: while the "
@@ -108,7 +108,7 @@ class Verdict:
         return self.comparison.identical
 
 
-def verify_resume(config: RunConfig, plan: Plan, folder: Path, say: Say, start: Launch = launch) -> Verdict:
+def verify_resume(config: RunConfig, plan: Plan, folder: Path, say: Say, start: Launch) -> Verdict:
     """Carry it out in `folder`, which holds both runs afterwards; TrainerError where a training fails by itself."""
     processes = plan.processes or (1 if config.strategy.name in ONE_PROCESS else 2)
     seed = random.SystemRandom().randrange(2**31) if plan.seed is None else plan.seed
@@ -127,7 +127,7 @@ def verify_resume(config: RunConfig, plan: Plan, folder: Path, say: Say, start: 
     arguments = fit_arguments(path, f"runs_dir={folder / KILLED}", "resume=auto")
     hits = _kill(config.name, arguments, processes, when, folder, say, start)
 
-    from trainer.compare_runs import compare_runs
+    from trainer.verify.compare_runs import compare_runs
 
     killed = only_run(folder / KILLED, config.name)
     comparison = compare_runs(undisturbed, killed)
@@ -140,15 +140,15 @@ def verify_resume(config: RunConfig, plan: Plan, folder: Path, say: Say, start: 
 
 def overrides(config: RunConfig, steps: int) -> list[str]:
     """What makes a config short, with evaluations and saves to be killed in, and keeps all that is to be compared."""
-    total = min(steps, config.train.max_steps or steps)
     save, evaluate = config.checkpoint.every_steps, config.evaluate.every_steps
     return [
-        f"train.max_steps={total}",
+        f"train.max_steps={steps}",
+        "train.max_epochs=null",
         "train.log_every=1",
-        f"checkpoint.every_steps={min(save or total, max(1, total // SAVES))}",
-        f"checkpoint.keep={total + 1}",
+        f"checkpoint.every_steps={min(save or steps, max(1, steps // SAVES))}",
+        f"checkpoint.keep={steps + 1}",
         "checkpoint.every_minutes=null",  # by the clock, the two runs would save at different steps
-        f"evaluate.every_steps={min(evaluate or total, max(1, total // EVALUATIONS))}",
+        f"evaluate.every_steps={min(evaluate or steps, max(1, steps // EVALUATIONS))}",
         "tracking.enabled=false",
     ]
 
@@ -180,7 +180,7 @@ def shown(met: Hit) -> str:
     """A kill in one line."""
     beside = ", a checkpoint being written" if met.writing else ""
     then = f"goes on from step {met.saved}" if met.saved else "begins anew"
-    return f"kill {met.number}: in step {met.step}, phase {met.phase}{beside} ({met.met}); {then}"
+    return f"kill {met.number}: in step {met.step}, phase {met.phase}{beside} (wanted: {met.wanted}); {then}"
 
 
 def _require_done(ranks: LocalRanks, codes: Sequence[int], hits: Sequence[Hit], logs: Path) -> None:
@@ -216,7 +216,7 @@ def _listen(
     path: Path, killed: Run, processes: int, resumed: int, step: int, folder: Path, start: Launch
 ) -> Place | None:
     """Train up to `step`, from the beginning and from the checkpoint of step `resumed`, and compare that step."""
-    from trainer import compare_probes
+    from trainer.verify import compare_steps
 
     fresh = folder / "listening.yaml"
     fresh.write_text(dump(load(path, [f"runs_dir={folder / 'listening'}"])))
@@ -228,7 +228,7 @@ def _listen(
     heard = []
     for config, name, resume in ((fresh, "heard", None), (path, "heard-resumed", str(again.path))):
         out = folder / name
-        probe(Order(str(config), str(out), step=step, resume=resume, stops=True), processes, start)
+        run_probe(Order(str(config), str(out), step=step, resume=resume, stops=True), processes, start)
         run = again if resume else only_run(folder / "listening", killed.path.parent.name)
-        heard.append(compare_probes.read(out, processes, run))
-    return compare_probes.first_place(heard[0], heard[1], tolerance=0.0)
+        heard.append(compare_steps.read(out, processes, run))
+    return compare_steps.first_place(heard[0], heard[1], tolerance=0.0)

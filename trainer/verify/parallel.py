@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.load import dump, load
-from trainer.verify import Launch, Order, Say, launch, only_run, probe
+from trainer.verify import Launch, Order, Say, only_run, run_probe
 
 if TYPE_CHECKING:
-    from trainer.compare_probes import Heard, Place
+    from trainer.verify.compare_steps import Heard, Place
 
 STEPS = 3
 PROCESSES = 2
@@ -31,6 +31,8 @@ LATER_LOSS = "later loss"
 BATCH_STATISTICS = "it uses the statistics of the samples that one device sees at once; group or layer norm do not"
 HINTS = {
     "weights before": "the model is initialised with other numbers in each world: draw them from torch's generator",
+    "loss scale": "with train.precision=16-mixed, steps are left out in which a scaled gradient overflows, and that "
+    "depends on how the batch is cut: lower the loss, or use bf16-mixed",
     "samples": "the ways to train saw other samples: this is a fault of trainer",
     "batch": "the batch itself differs: draw a sample's randomness from trainer.task.sample_seed(seed, epoch, index)",
     "input": "the task prepares the batch by itself in a way that depends on how it is cut, as mixup and cutmix do, "
@@ -90,6 +92,7 @@ class Parallel:
     tolerance: float
     weight_tolerance: float
     """The same, but for optimizers that compute in lower precision by themselves."""
+    reference: Way
     outcomes: list[Outcome]
     silenced: dict[str, int]
     """Modules that draw for each rank by itself, which were switched off, by class."""
@@ -106,7 +109,7 @@ def verify_parallel(
     tolerance: float | None,
     folder: Path,
     say: Say,
-    start: Launch = launch,
+    start: Launch,
 ) -> Parallel:
     """Train every way in `folder` and compare; TrainerError where the reference itself fails."""
     limit = TOLERANCES[config.train.precision] if tolerance is None else tolerance
@@ -127,7 +130,7 @@ def verify_parallel(
             outcomes.append(Outcome(way, str(error)))
         else:
             outcomes.append(_compare(way, ours, losses, theirs, their_losses, limit, of_weights))
-    return Parallel(len(losses), global_batch, limit, of_weights, outcomes, ours.silenced)
+    return Parallel(len(losses), global_batch, limit, of_weights, reference, outcomes, ours.silenced)
 
 
 def ways(config: RunConfig, processes: int) -> list[Way]:
@@ -148,6 +151,7 @@ def overrides(way: Way, steps: int, runs_dir: Path) -> list[str]:
         f"data.batch_size={way.batch_size}",
         f"train.accumulate={way.accumulate}",
         f"train.max_steps={steps}",
+        "train.max_epochs=null",
         "train.log_every=1",
         "checkpoint.monitor=null",
         "checkpoint.every_steps=null",
@@ -164,7 +168,7 @@ def _train(
     config: RunConfig, way: Way, steps: int, global_batch: int, folder: Path, start: Launch
 ) -> tuple[Heard, list[float]]:
     """What was heard of the first step, and the losses of all steps."""
-    from trainer import compare_probes
+    from trainer.verify import compare_steps
 
     place = folder / way.name.replace(" ", "-")
     place.mkdir()
@@ -172,10 +176,10 @@ def _train(
     path.write_text(dump(config))
     path.write_text(dump(load(path, overrides(way, steps, place / "runs"))))
     order = Order(str(path), str(place / "heard"), global_batch=global_batch, across_worlds=True)
-    probe(order, way.processes, start)
+    run_probe(order, way.processes, start)
     run = only_run(place / "runs", config.name)
     losses = [entry["train/loss"] for entry in run.read_metrics() if "train/loss" in entry]
-    return compare_probes.read(place / "heard", way.processes, run), losses
+    return compare_steps.read(place / "heard", way.processes, run), losses
 
 
 def _compare(
@@ -187,16 +191,16 @@ def _compare(
     limit: float,
     of_weights: float,
 ) -> Outcome:
-    from trainer import compare_probes
+    from trainer.verify import compare_steps
 
     by_step = [_ratio(one, other) for one, other in zip(our_losses, their_losses, strict=True)]
     losses = max(by_step, default=0.0)
-    gradients = max(compare_probes.gradient_differences(ours, theirs).values(), default=0.0)
-    weights = max(compare_probes.weight_differences(ours, theirs, limit).values(), default=0.0)
-    place = compare_probes.first_place(ours, theirs, limit, of_weights)
+    gradients = max(compare_steps.gradient_differences(ours, theirs).values(), default=0.0)
+    weights = max(compare_steps.weight_differences(ours, theirs, limit).values(), default=0.0)
+    place = compare_steps.first_place(ours, theirs, limit, of_weights)
     if place is None and losses > limit:
         step = next(step for step, ratio in enumerate(by_step, 1) if ratio > limit)
-        place = compare_probes.Place(LATER_LOSS, f"step {step}", "", by_step[step - 1])
+        place = compare_steps.Place(LATER_LOSS, f"step {step}", "", by_step[step - 1])
     return Outcome(way, None, losses, gradients, weights, place, None if place is None else _hint(place))
 
 

@@ -22,12 +22,14 @@ POLL_SECONDS = 0.05
 Say = Callable[[str], None]
 Launch = Callable[[Sequence[str], int, Path], LocalRanks]
 """Starts `python ARGV` as so many ranks, with their logs in a folder."""
+FOLLOWED = "ended by the failure of"
+"""How a rank begins that has nothing of its own to tell, see `errors.Followed`."""
 _ERROR = re.compile(r"^trainer: (?:error|failed)(?: on rank \d+)?: (.*?)(?: \(--debug shows the traceback\))?$")
 
 
 @dataclass(frozen=True)
 class Order:
-    """What `trainer.probe` trains, and to which of its steps it listens."""
+    """What `trainer.verify.probe` trains, and to which of its steps it listens."""
 
     config: str
     """Path of the YAML."""
@@ -71,12 +73,12 @@ def finish(ranks: LocalRanks) -> list[int]:
     return [code for code in codes if code is not None]
 
 
-def probe(order: Order, world_size: int, start: Launch) -> None:
+def run_probe(order: Order, world_size: int, start: Launch) -> None:
     """Carry out an order; TrainerError with the training's own words where it fails, UserError where it refuses."""
     out = Path(order.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "order.json").write_text(json.dumps(asdict(order)))
-    with start(["-m", "trainer.probe", str(out / "order.json")], world_size, out / "logs") as ranks:
+    with start(["-m", "trainer.verify.probe", str(out / "order.json")], world_size, out / "logs") as ranks:
         require_done(ranks, finish(ranks), "")
 
 
@@ -92,7 +94,7 @@ def own_words(ranks: LocalRanks, codes: Sequence[int]) -> str:
     outputs = [ranks.output(rank).splitlines() for rank in range(len(codes))]
     told = [match[1] for lines in outputs for line in lines if (match := _ERROR.match(line))]
     if told:
-        return told[0]
+        return next((line for line in told if not line.startswith(FOLLOWED)), told[0])
     # Of several ranks, those that were ended by a signal follow the one that ended by itself.
     rank, code = max(((r, c) for r, c in enumerate(codes) if c != EXIT_DONE), key=lambda pair: (pair[1] > 0, -pair[0]))
     if code == EXIT_PREEMPTED:

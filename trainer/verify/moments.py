@@ -63,11 +63,12 @@ class Hit:
     """Step of the newest checkpoint; 0 where there is none: there the next attempt begins."""
 
     @property
-    def met(self) -> Phase:
-        """The kind of moment that it was."""
-        if self.writing or self.phase == "save":
-            return "saving"
-        return "evaluation" if self.phase in EVALUATION else "training"
+    def met(self) -> list[Phase]:
+        """The kinds of moment that it was: a checkpoint is written beside what follows it."""
+        if self.phase == "save":
+            return ["saving"]
+        at_work: Phase = "evaluation" if self.phase in EVALUATION else "training"
+        return [at_work, "saving"] if self.writing else [at_work]
 
 
 def course(run: Run) -> Course:
@@ -86,16 +87,17 @@ def course(run: Run) -> Course:
 
 
 def moments(of: Course, count: int, draw: random.Random) -> list[Moment]:
-    """As many moments, one after the other, phases as even as can be, the steps spread over the whole training."""
+    """As many moments, one after the other, spread over the whole training, the phases as even as can be."""
     kinds: list[Phase] = ["training", "saving", "evaluation"] if of.evaluations else ["training", "saving"]
     phases = [kinds[number % len(kinds)] for number in range(count)]
     draw.shuffle(phases)
     chosen = []
     for number, phase in enumerate(phases):
-        # The last steps are left to what follows: a run that has finished can't be killed any more.
         place = (number + draw.random()) / count * (of.steps - 1)
+        if number == count - 1:  # whatever the others met, one attempt goes on from a checkpoint
+            place = max(place, of.saves[0] + 1)
         if phase == "training":
-            chosen.append(Moment(phase, int(place), draw.random() * of.step_seconds))
+            chosen.append(Moment(phase, min(int(place), of.steps - 1), draw.random() * of.step_seconds))
             continue
         steps = of.evaluations if phase == "evaluation" else of.saves
         seconds = of.evaluation_seconds if phase == "evaluation" else SAVING_SECONDS

@@ -1,4 +1,4 @@
-"""One rank of a training that `trainer verify` listens to: `python -m trainer.probe ORDER.json`, see `verify.Order`."""
+"""One rank of a training that verify listens to: `python -m trainer.verify.probe ORDER.json`, see `verify.Order`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from trainer.errors import EXIT_DONE, Preempted
 from trainer.fit import fit
 from trainer.load import load
 from trainer.progress import print_line
-from trainer.recording import Recorder
 from trainer.run import Run
 from trainer.verify import Order
+from trainer.verify.recording import Recorder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

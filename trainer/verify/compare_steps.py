@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer import checkpoint, saving
-from trainer.compare_runs import largest_difference
 from trainer.errors import TrainerError
 from trainer.progress import print_line
 from trainer.run import Run
+from trainer.verify.compare_runs import largest_difference
 
 SMALL = 1e-2
 """Tensors whose gradients are all smaller than this share of the model's largest are compared with that share: those
@@ -33,7 +33,8 @@ class Place:
     """Where a difference begins."""
 
     stage: str
-    """`weights before`, `random state`, `samples`, `batch`, `input`, `module`, `loss`, `gradient`, `weights after`."""
+    """`loss scale`, `weights before`, `random state`, `samples`, `batch`, `input`, `module`, `loss`, `gradient` or
+    `weights after`."""
     name: str
     """Of the tensor, module or parameter."""
     kind: str
@@ -152,6 +153,9 @@ def _last_weights(run: Run) -> dict[str, Tensor]:
 
 def _places(one: Heard, other: Heard, tolerance: float) -> Iterator[Place]:
     exactly = tolerance == 0
+    if one.step != other.step:
+        yield Place("loss scale", f"with step {one.step} as the first to be taken, here {other.step}", "", math.inf)
+        return
     for name, difference in _relative(one.before, other.before, 0.0).items():
         yield Place("weights before", name, _kind(one, name), difference)
     for name in sorted(one.random) if exactly else ():

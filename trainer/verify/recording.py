@@ -31,6 +31,7 @@ from trainer.verify import Order
 
 ROWS_BYTES = 64 << 20
 """Memory for the float64 copies from which the numbers of samples are made."""
+LOSS_SCALE = 256.0
 DROP_PATHS = ("DropPath", "StochasticDepth")
 """Classes of timm and torchvision that leave out whole branches."""
 
@@ -57,6 +58,7 @@ class Recorder:
         if order.across_worlds:
             job.val_set = None
             self._silenced = silence(job.engine.bare)
+            _lower_loss_scale(job)
         self._hooks = [job.engine.bare.register_forward_pre_hook(self._hear_input, with_kwargs=True)]
         for name, module in self._names.items():
             self._hooks.append(module.register_forward_hook(self._hearing(name)))
@@ -195,6 +197,13 @@ def silence(model: nn.Module) -> Counter[str]:
             setattr(module, name, 0.0)
             found[kind] += 1
     return found
+
+
+def _lower_loss_scale(job: Job) -> None:
+    """Let no scaled gradient overflow: the micro-batches of one world have larger ones than those of another."""
+    state = job.engine.precision.state_dict()
+    if "scale" in state:
+        job.engine.precision.load_state_dict({**state, "scale": min(state["scale"], LOSS_SCALE)})
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
