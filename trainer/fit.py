@@ -141,7 +141,7 @@ def _train(
 ) -> bool:
     """From the newest checkpoint to the end, or to the first wish to stop; True when done."""
     if parts.run is not None and config.tracking.enabled:
-        parts.tracker = Tracker(parts.run, config.tracking)
+        parts.tracker = Tracker(parts.run, config.tracking, partial(_warn, parts, say))
     job = parts.job = _make_job(config, engine, parts, preemption, heart, say)
     if prepare is not None:
         prepare(job)
@@ -344,12 +344,18 @@ def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkp
         state.load_average(ema, loaded)
 
 
+def _warn(parts: _Parts, say: Say, text: str) -> None:
+    """A warning for the user, above the display where there is one."""
+    (parts.job.report.tell if parts.job is not None else say)(f"warning: {text}")
+
+
 def _close_display(parts: _Parts) -> None:
     if parts.job is not None and parts.job.report.display is not None:
         parts.job.report.display.close()
 
 
 def _finish_tracking(parts: _Parts, status: str) -> str | None:
-    # A scheduler that wants its machine back does not wait long; `trainer runs sync` sends the rest.
-    patience = 10.0 if status == "preempted" else 30.0
+    # A scheduler that wants its machine back does not wait long, nor do ranks that see another one fail; the next
+    # start or `trainer runs sync` sends the rest.
+    patience = 30.0 if status == "finished" else 10.0
     return parts.tracker.finish(status, patience) if parts.tracker is not None else None
