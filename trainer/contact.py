@@ -38,7 +38,7 @@ class Contact:
         scheme = self._address.scheme.partition("+")[0]
         self._is_web = scheme in ("http", "https")
         self._port = _port(self._address) or DATABASE_PORTS.get(scheme)
-        self.is_remote = bool(self._address.hostname) and (self._is_web or self._port is not None)
+        self.is_remote = scheme != "sqlite"
         """Whether it lies behind a network, which may swallow what is sent."""
         self._least = _least_timeout()
         self.timeout = min(PROBE_SECONDS, self._least) if self.is_remote else self._least
@@ -47,7 +47,8 @@ class Contact:
         """Of `time.monotonic`: no call waits for much longer."""
         self.busy_since: float | None = None
         """Since when a call is under way, by `time.monotonic`."""
-        self.has_answered = False
+        self.answered_at = -math.inf
+        """When it answered last, by `time.monotonic`."""
         self.is_silent = False
         """Whether the last call got no answer in time."""
         self.slowest = 0.0
@@ -73,7 +74,7 @@ class Contact:
     def _learn(self, seconds: float, allowed: int, is_answered: bool) -> None:
         self.is_silent = not is_answered and seconds >= allowed
         if is_answered:
-            self.has_answered = True
+            self.answered_at = time.monotonic()
             self.slowest = max(self.slowest, seconds)
             # Halved at most: calls differ, and a slow kind must not time out after each quick one
             self.timeout = min(max(self._least, 3 * seconds, self.timeout / 2), LONGEST_TIMEOUT)
@@ -83,10 +84,10 @@ class Contact:
     def knock(self) -> None:
         """See whether anything answers, at the cost of a socket: mlflow takes 2 s of CPU to import.
 
-        Whatever is answered will do, a refusal too: what it means, MLflow's client says better. Nothing is asked of
-        a file. Raises ConnectionError, in one line, when nobody answers.
+        Whatever is answered will do, a refusal too: what it means, MLflow's client says better. Nothing is asked where
+        there is no host and port (a file, `databricks`). Raises ConnectionError, in one line, when nobody answers.
         """
-        if not self.is_remote:
+        if not self._address.hostname or not (self._is_web or self._port):
             return
         seconds = self._allowed()
         try:

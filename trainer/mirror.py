@@ -47,7 +47,7 @@ PREDECESSOR_SECONDS = 120.0
 TOLD_AFTER = 2
 """Failed attempts in a row after which the user is told."""
 TOLD_AT_THE_END = ("state", "pending", "last_error", "refused", "refused_names")
-KILLED_WORD = {"final": KILLED, "drain_seconds": 60.0, "spare_seconds": 10.0}
+KILLED_WORD = {"final": KILLED, "drain_seconds": 60.0, "spare_seconds": 5.0}
 """What stands for the final word of a training that was killed: nobody waits, but no process may stay for long."""
 
 
@@ -56,7 +56,7 @@ class Patience:
     """How long the end of a run may wait for sending that makes no progress; seconds."""
 
     failing: float = 0.5
-    """Sending failed before, and no attempt has succeeded since the end."""
+    """Sending failed before, and nothing was answered since the end."""
     unknown: float = 1.0
     """The server has never answered yet."""
     silent: float = 5.0
@@ -70,13 +70,13 @@ class Patience:
         contact = mirror.contact
         if mirror.failures >= TOLD_AFTER and mirror.failed_at > began:
             return now - began >= self.spare
-        if mirror.failures and mirror.failed_at <= began:
+        if mirror.failures and max(mirror.failed_at, contact.answered_at) <= began:
             # A database that is locked is free again soon; its next attempt waits five seconds for that
             return now - began >= (self.failing if contact.is_remote else self.silent) + self.spare
         if not contact.is_remote or contact.busy_since is None:
             return False
-        if not contact.has_answered:
-            return now - began >= self.unknown + self.spare
+        if contact.answered_at == -math.inf:
+            return now - max(began, contact.busy_since) >= self.unknown + self.spare
         return now - contact.busy_since >= max(self.silent, 2 * contact.slowest) + self.spare
 
 

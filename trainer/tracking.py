@@ -128,9 +128,7 @@ class Tracker:
 
     def _problem_begins(self, problem: str) -> None:
         if self._say is not None:
-            self._say(
-                f"MLflow takes nothing ({problem}); the training goes on, and what is logged meanwhile is sent later"
-            )
+            self._say(f"MLflow takes nothing ({problem}); the training goes on, and sends it later")
 
     def _order(self) -> dict[str, Any]:
         record = self._run.record

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -9,7 +11,8 @@ from torch.utils.data import DataLoader
 from workloads.digits import BATCH_SIZE, EPOCHS, Net, optimizer_and_schedule, train_set
 
 
-def main() -> None:
+def main(log: Callable[[int, float], None] = lambda step, loss: None) -> None:
+    """`log` is given every tenth step and its loss."""
     print("training on the digits", flush=True)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,6 +30,7 @@ def main() -> None:
             step += 1
             if step == 1 or step % 10 == 0:
                 print(f"step {step}  epoch {epoch}  loss {loss.item():.4f}", flush=True)
+                log(step, loss.item())
 
 
 if __name__ == "__main__":

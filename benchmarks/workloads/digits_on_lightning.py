@@ -34,10 +34,10 @@ class Digits(lightning.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-def main(folder: str) -> None:
+def main(folder: str, logger: Any = None) -> None:
     print("training on the digits", flush=True)
     lightning.seed_everything(0)
-    trainer = lightning.Trainer(max_epochs=EPOCHS, log_every_n_steps=10, default_root_dir=folder)
+    trainer = lightning.Trainer(max_epochs=EPOCHS, log_every_n_steps=10, default_root_dir=folder, logger=logger)
     trainer.fit(Digits(), DataLoader(train_set(), BATCH_SIZE, shuffle=True))
 
 

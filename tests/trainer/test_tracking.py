@@ -11,15 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from harness import environment, free_port, toy_config
+from harness import environment, toy_config
 
 from trainer import mirror as mirror_module
 from trainer.config import RunConfig, Tracking
@@ -321,87 +319,6 @@ def test_a_locked_database_is_waited_for(folder: Path) -> None:
     other.close()
     assert steps_in(client_of(tracker.uri), run) == [1, 2, 3, 4, 5, 6]
     run.close()
-
-
-@pytest.fixture
-def server(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The address of an MLflow server, and a function that starts it."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    home = folder / "server"
-    home.mkdir()
-    started: list[subprocess.Popen[bytes]] = []
-
-    def answers() -> bool:
-        assert started[0].poll() is None, (home / "log").read_text()
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            return False
-
-    def begin() -> None:
-        # An existing database: this server's start is what is waited for, not the making of tables
-        database = sqlite3.connect(folder / "runs" / "mlflow.db")
-        database.execute("VACUUM INTO ?", (str(home / "mlflow.db"),))
-        database.close()
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-        command += [
-            "--backend-store-uri",
-            f"sqlite:///{home / 'mlflow.db'}",
-            "--artifacts-destination",
-            str(home / "files"),
-        ]
-        with (home / "log").open("wb") as output:
-            variables = environment(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-            started.append(
-                subprocess.Popen(
-                    command, cwd=home, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-                )
-            )
-        wait_for(answers)
-
-    yield address, begin
-    for process in started:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def test_a_dead_server_costs_nothing_and_gets_the_rest_later(
-    folder: Path, server: tuple[str, Callable[[], None]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    address, begin_serving = server
-    with_password = address.replace("http://", "http://ann:s3cret@")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", with_password)
-    run, tracker = start(folder)
-    assert tracker.uri == with_password
-    tracker.start()
-    before = time.perf_counter()
-    log(run, 1, 3000)
-    assert time.perf_counter() - before < 1
-    wait_for(lambda: tracker.problem())
-    run.end_attempt("finished")
-    begin = time.monotonic()
-    warning = tracker.finish("finished", 2)
-    assert time.monotonic() - begin < 60
-    assert warning is not None and warning.startswith("MLflow: 6000 values were not sent (")
-    assert warning.endswith(f"send the rest with: trainer runs sync {run.path}")
-    assert read_state(run.path)["state"] == "incomplete"
-    for file in run.path.rglob("*"):
-        assert not file.is_file() or b"s3cret" not in file.read_bytes(), file
-
-    begin_serving()
-    (run.artifacts / "picture.png").write_bytes(b"a picture")
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer", "runs", "sync", str(run.path), "--json"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    client = client_of(tracker.uri)
-    found = client.get_run(json.loads(done.stdout)["mlflow_run_id"])
-    assert found.info.status == "FINISHED" and steps_in(client, run) == list(range(1, 3001))
-    assert Path(client.download_artifacts(found.info.run_id, "picture.png")).read_bytes() == b"a picture"
-    assert mlflow_command(with_password) == address.replace("http://", "http://ann@")
 
 
 def test_a_mirror_that_hangs_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

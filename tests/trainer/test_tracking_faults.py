@@ -13,10 +13,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -35,23 +35,26 @@ from mlflow_servers import (
 )
 from processes import ForkServer, wait_until
 
+from trainer import cli
 from trainer.contact import FIRST_TIMEOUT, Contact
 from trainer.load import load
 from trainer.mirror import Mirror
 from trainer.run import Run
-from trainer.tracking import MIRROR_ENVIRONMENT, Tracker, read_state
+from trainer.tracking import MIRROR_ENVIRONMENT, Tracker, mlflow_command, read_state
 from trainer.unsent import is_unsent
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 LONG = 150.0
+Survived = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's tables, to be copied: making them takes seconds."""
-    from mlflow import MlflowClient
-
     file = tmp_path_factory.mktemp("database") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments(max_results=1)
+    client_of(f"sqlite:///{file}").search_experiments(max_results=1)
     return file
 
 
@@ -67,8 +70,7 @@ def mlflow_server(database: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture
 def gateway(mlflow_server: MlflowServer) -> Iterator[Gateway]:
     """Before a server that runs."""
-    if not mlflow_server.is_running:
-        mlflow_server.start()
+    mlflow_server.ensure()
     gateway = Gateway(mlflow_server.port)
     yield gateway
     gateway.close()
@@ -82,11 +84,19 @@ def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(key, value)
 
 
-def start(folder: Path, uri: str, **tracking: Any) -> tuple[Run, Tracker]:
+def client_of(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient  # within a test, so that it finds the settings above
+
+    return MlflowClient(uri)
+
+
+def start(
+    folder: Path, uri: str | None = None, say: Callable[[str], None] | None = None, **tracking: Any
+) -> tuple[Run, Tracker]:
     settings = {"enabled": True, "uri": uri, "system_metrics": False, **tracking}
     config = load(toy_config(folder, tracking=settings))
     run = Run.create(config, world_size=1, data_fingerprint="")
-    return run, Tracker(run, config.tracking)
+    return run, Tracker(run, config.tracking, say)
 
 
 def order_of(run: Run, uri: str, **changes: Any) -> dict[str, Any]:
@@ -121,52 +131,98 @@ def sync(*args: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess
     )
 
 
-def test_a_server_that_is_down_dies_and_comes_back_loses_nothing(
-    tmp_path: Path, mlflow_server: MlflowServer, survived: Any
+def test_a_server_that_is_down_at_the_start_gets_all_later(
+    tmp_path: Path, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    mlflow_server.kill()
+    with_password = mlflow_server.address.replace("http://", "http://ann:s3cret@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", with_password)
+    said: list[str] = []
+    short, short_tracker = start(tmp_path, say=said.append)
+    long, long_tracker = start(tmp_path)
+    assert short_tracker.uri == with_password
+    for run, tracker in ((short, short_tracker), (long, long_tracker)):
+        tracker.start()
+        before = time.perf_counter()
+        log(run, 1, 3000)
+        assert time.perf_counter() - before < 1
+    wait_until(lambda: said, "the news that there is no server", LONG)
+    assert said == [f"MLflow takes nothing ({short_tracker.problem()}); the training goes on, and sends it later"]
+    short.end_attempt("finished")
+    begin = time.monotonic()
+    warning = short_tracker.finish("finished")
+    assert time.monotonic() - begin < 2
+    assert warning is not None and warning.startswith("MLflow: 6000 values were not sent (")
+    assert warning.endswith(f"Connection refused); send the rest with: trainer runs sync {short.path}")
+    assert read_state(short.path)["state"] == "incomplete" and not mirrors_of(short)
+    for file in short.path.rglob("*"):
+        assert not file.is_file() or b"s3cret" not in file.read_bytes(), file
+
+    mlflow_server.start()
+    (short.artifacts / "picture.png").write_bytes(b"a picture")
+    done = sync(str(short.path), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    log(long, 3001, 3100)
+    assert long_tracker.finish("finished", 60) is None
+    for run in (short, long):
+        assert values_in(mlflow_server.database, run) == values_logged(run)
+        assert status_in(mlflow_server.database, run) == "FINISHED"
+        run.close()
+    client = client_of(mlflow_server.address)
+    picture = client.download_artifacts(json.loads(done.stdout)["mlflow_run_id"], "picture.png", str(tmp_path))
+    assert Path(picture).read_bytes() == b"a picture"
+    assert mlflow_command(with_password) == mlflow_server.address.replace("http://", "http://ann@")
+
+
+def test_a_server_that_dies_and_comes_back_loses_nothing(
+    tmp_path: Path, mlflow_server: MlflowServer, survived: Survived
+) -> None:
+    mlflow_server.ensure()
     run, tracker = start(tmp_path, mlflow_server.address)
     tracker.start()
-    log(run, 1, 300)
-    wait_until(tracker.problem, "the news that there is no server", LONG)
     deaths = soak.choose(1, 5)
-    for number in range(deaths):
-        mlflow_server.start()
-        last = 300 + 1000 * number
-        wait_until(lambda: values_in(mlflow_server.database, run), "the first values", LONG, 0.1)
-        log(run, last + 1, last + 500)
+    for last in range(0, 5000 * deaths, 5000):
+        log(run, last + 1, last + 4900)
+        before = len(values_in(mlflow_server.database, run))
+        wait_until(lambda b=before: len(values_in(mlflow_server.database, run)) > b, "values", LONG, 0.01)
         mlflow_server.kill()  # in the middle of taking them
-        log(run, last + 501, last + 1000)
+        log(run, last + 4901, last + 5000)
         wait_until(tracker.problem, "the news that the server is gone", LONG, 0.1)
-    mlflow_server.start()
-    log(run, 301 + 1000 * deaths, 400 + 1000 * deaths)
+        mlflow_server.start()
+    log(run, 5000 * deaths + 1, 5000 * deaths + 100)
     wait_until(lambda: tracker.problem() is None, "the news that it is back", LONG, 0.1)
     run.end_attempt("finished")
     assert tracker.finish("finished", 60) is None
     assert values_in(mlflow_server.database, run) == values_logged(run)
     assert status_in(mlflow_server.database, run) == "FINISHED"
     survived(f"{deaths} deaths of the MLflow server: {len(values_logged(run))} values, none lost, none doubled")
+    run.close()
 
 
 def test_a_server_that_answers_late_gets_everything(
-    tmp_path: Path, gateway: Gateway, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, survived: Any
+    tmp_path: Path, gateway: Gateway, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, survived: Survived
 ) -> None:
-    gateway.delay = soak.choose(1.3, 30.0)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(soak.choose(1, int(FIRST_TIMEOUT))))
+    gateway.delay = soak.choose(1.05, 30.0)
+    first = soak.choose(1, int(FIRST_TIMEOUT))  # shorter than the delay
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(first))
     run, tracker = start(tmp_path, gateway.address)
-    tracker.start()
-    log(run, 1, 1500)
-    wait_until(lambda: gateway.requests, "the first request", LONG)
-    run.end_attempt("finished")
-    run.close()
-    begin = time.monotonic()
-    warning = tracker.finish("finished")
-    assert time.monotonic() - begin < 5, "a server that never answered yet holds nobody"
-    assert warning is not None and "3000 values were not sent" in warning and not mirrors_of(run)
-    done = sync(str(run.path), "--wait", soak.choose("90", "1500"), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    log(run, 1, soak.choose(400, 1500))
+    if soak.IN_FULL:
+        tracker.start()
+        wait_until(lambda: gateway.requests, "the first request", LONG)
+        begin = time.monotonic()
+        warning = tracker.finish("finished")
+        assert time.monotonic() - begin < 5, "a server that never answered yet holds nobody"
+        assert warning is not None and "3000 values were not sent" in warning and not mirrors_of(run)
+        run.end_attempt("finished")
+        done = sync(str(run.path), "--wait", "1500", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert Mirror(run, order_of(run, gateway.address)).drain("finished", 90)
     assert values_in(mlflow_server.database, run) == values_logged(run)
     assert status_in(mlflow_server.database, run) == "FINISHED"
     survived(f"a server that takes {gateway.delay:g} s for each answer: {len(values_logged(run))} values, none lost")
+    run.close()
 
 
 def test_timeouts_follow_the_server() -> None:
@@ -183,6 +239,20 @@ def test_timeouts_follow_the_server() -> None:
     for _ in range(10):
         takes(contact.timeout, False)
     assert contact.timeout == 300
+
+
+def test_a_knock_takes_any_answer_for_one() -> None:
+    gateway = Gateway(9)
+    gateway.behaviour = refusing(302, b"")
+    port = gateway.address.rpartition(":")[2]
+    for uri in (gateway.address, f"https://127.0.0.1:{port}", f"postgresql://ann:pw@127.0.0.1:{port}/db"):
+        Contact(uri).knock()
+    gateway.close()
+    for uri in ("databricks", "databricks://profile", "sqlite:////nowhere/mlflow.db"):
+        Contact(uri).knock()
+    for uri in (f"http://ann:s3cret@127.0.0.1:{port}/mlflow?x=1", "postgresql://ann:s3cret@127.0.0.1:9/db"):
+        with pytest.raises(ConnectionError, match=r"^\w+://127.0.0.1:\d+[^ ]*: Connection refused$"):
+            Contact(uri).knock()
 
 
 def refusing(status: int, body: bytes, kind: str = "text/html") -> Behaviour:
@@ -264,24 +334,24 @@ def test_a_metric_that_is_refused_costs_a_few_calls_and_takes_nothing_with_it(
     assert values_in(mlflow_server.database, run) == taken and len(taken) == 796
     assert sum(path.endswith("/log-batch") for path in gateway.requests) < 60
     assert read_state(run.path)["state"] == "done" and not is_unsent(run)
+    done = sync(str(run.path), cwd=tmp_path)
+    assert done.returncode == 0 and warning in done.stderr, "what is refused today will be refused tomorrow"
     run.close()
 
 
 def test_a_run_that_is_deleted_meanwhile_is_not_taken_for_refused_values(
     tmp_path: Path, gateway: Gateway, mlflow_server: MlflowServer
 ) -> None:
-    from mlflow import MlflowClient
-
     run, _ = start(tmp_path, gateway.address)
     log(run, 1, 10)
     mirror = Mirror(run, order_of(run, gateway.address))
     assert mirror.send(time.monotonic() + 60)
-    MlflowClient(gateway.address).delete_run(mirror.state["mlflow_run_id"])
+    client_of(gateway.address).delete_run(mirror.state["mlflow_run_id"])
     log(run, 11, 20)
     assert not mirror.send(time.monotonic() + 60)
     assert "was deleted" in mirror.state["last_error"] and mirror.state["refused"] == 0
     assert mirror.drain("finished", 60)
-    found = MlflowClient(gateway.address).get_metric_history(mirror.state["mlflow_run_id"], "train/loss")
+    found = client_of(gateway.address).get_metric_history(mirror.state["mlflow_run_id"], "train/loss")
     assert [point.step for point in found] == list(range(1, 21))
     run.close()
 
@@ -401,14 +471,20 @@ time.sleep(300)
 """
 
 
-def dead_node(folder: Path, uri: str, database: Path) -> Run:
-    """A run whose training and mirror were killed together, some time after its first values were sent."""
+def training_of(folder: Path, uri: str) -> tuple[subprocess.Popen[str], Run]:
+    """A process that works on a run, and has logged its first values."""
     path = toy_config(folder, tracking={"enabled": True, "uri": uri, "tags": {"team": "vision"}})
     process = subprocess.Popen(
         [sys.executable, "-c", TRAINING, str(path)], env=environment(), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    run = Run.open(process.stdout.readline().strip())
+    with process.stdout as told:
+        return process, Run.open(told.readline().strip())
+
+
+def dead_node(folder: Path, uri: str, database: Path) -> Run:
+    """A run whose training and mirror were killed together, some time after its first values were sent."""
+    process, run = training_of(folder, uri)
     wait_until(lambda: values_in(database, run), "its first values", LONG, 0.1)
     (mirror,) = mirrors_of(run)
     for number in (process.pid, mirror.pid):
@@ -417,10 +493,20 @@ def dead_node(folder: Path, uri: str, database: Path) -> Run:
     for number in (process.pid, mirror.pid):
         os.kill(number, signal.SIGKILL)
     process.wait()
-    process.stdout.close()
     mirror.wait(10)
     run.close()
     return run
+
+
+def test_a_mirror_beside_a_black_hole_does_not_outlive_a_killed_training_for_long(tmp_path: Path) -> None:
+    with accepting_and_silent() as address:
+        process, run = training_of(tmp_path, address)
+        (mirror,) = wait_until(lambda: mirrors_of(run), "the mirror")
+        process.kill()
+        process.wait()
+        wait_until(lambda: not mirror.is_running(), "the mirror's end", 20, 0.1)
+    assert run.record["status"] == "killed" and is_unsent(run)
+    assert read_state(run.path)["pending"] == 100
 
 
 def test_the_next_training_ends_in_mlflow_what_a_dead_node_left(tmp_path: Path, database: Path) -> None:
@@ -462,34 +548,39 @@ def test_the_next_training_ends_in_mlflow_what_a_dead_node_left(tmp_path: Path, 
 def test_sync_without_a_run_sends_all_that_is_unsent(tmp_path: Path, database: Path) -> None:
     file = Path(shutil.copy(database, tmp_path / "mlflow.db"))
     uri = f"sqlite:///{file}"
-    dead = dead_node(tmp_path, uri, file)
+    dead, _ = start(tmp_path, uri)
+    log(dead, 1, 10)
+    Mirror(dead, order_of(dead, uri)).send(time.monotonic() + 60)
+    log(dead, 11, 20)
+    dead.update(process_started=1)  # as if this process were another one with the same number
     never_mirrored, _ = start(tmp_path, uri)
     log(never_mirrored, 1, 10)
     never_mirrored.end_attempt("failed", "ValueError")
     untracked, _ = start(tmp_path, uri, enabled=False)
     untracked.end_attempt("finished")
     running, _ = start(tmp_path, uri)
+    assert (dead.status, status_in(file, dead)) == ("killed", "RUNNING")
+
     done = sync("--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    sent = {Path(row["path"]).name for row in json.loads(done.stdout)["runs"]}
-    assert sent == {dead.id, never_mirrored.id}
+    assert {row["run_id"] for row in json.loads(done.stdout)["runs"]} == {dead.id, never_mirrored.id}
     assert (status_in(file, dead), status_in(file, never_mirrored)) == ("KILLED", "FAILED")
     for run in (dead, never_mirrored):
         assert values_in(file, run) == values_logged(run)
-    assert sync(cwd=tmp_path).stdout.startswith("all runs in runs/ are in MLflow")
-    for run in (never_mirrored, running):
         run.close()
+    assert not any(map(is_unsent, (dead, never_mirrored, untracked, running)))
 
 
-def test_sync_asks_a_server_that_is_down_once(tmp_path: Path, database: Path) -> None:
-    file = Path(shutil.copy(database, tmp_path / "mlflow.db"))
-    for uri in ("http://127.0.0.1:9", "http://127.0.0.1:9", f"sqlite:///{file}"):
-        run, _ = start(tmp_path, uri)
+def test_sync_asks_a_server_that_is_down_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runs", "sync"]) == 0
+    assert capsys.readouterr().out == "all runs in runs/ are in MLflow\n"
+    for _ in range(3):
+        run, _ = start(tmp_path, "http://127.0.0.1:9")
         log(run, 1, 10)
         run.end_attempt("finished")
         run.close()
-    done = sync("--wait", "6", cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stdout.count("is in MLflow") == 1
-    assert "2 of 3 runs were not sent" in done.stderr and "http://127.0.0.1:9: Connection refused" in done.stderr
-    assert values_in(file, run) == values_logged(run)
+    begin = time.monotonic()
+    assert cli.main(["runs", "sync", "--wait", "1"]) == 1
+    assert time.monotonic() - begin < 8
+    told = capsys.readouterr().err
+    assert "3 of 3 runs were not sent; MLflow: 20 values were not sent (http://127.0.0.1:9: Connection refused)" in told

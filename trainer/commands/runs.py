@@ -244,13 +244,17 @@ def _tracker(run: Run) -> Tracker:
 
 def _send_rest(run: Run, tracker: Tracker, args: argparse.Namespace) -> str | None:
     """Wait for a mirror of the run; one line about what is left, or None."""
-    from trainer.tracking import mlflow_command
+    from trainer.tracking import DONE, mlflow_command, read_state
 
     tracker.start()
     warning = tracker.finish(run.status, args.wait, is_patient=True)
-    if warning is None and not args.json:
+    if warning is not None and read_state(run.path).get("state") != DONE:
+        return warning
+    if warning is not None:  # what is refused today will be refused tomorrow
+        print(f"trainer: warning: {warning}", file=sys.stderr)
+    elif not args.json:
         print(f"all of {run.path} is in MLflow; look at it with: {mlflow_command(tracker.uri)}")
-    return warning
+    return None
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
