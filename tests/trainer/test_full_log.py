@@ -9,19 +9,23 @@ from pathlib import Path
 from disks import small_disk
 from harness import environment, toy_config
 from outcome import assert_same_bits, only_run, record, state
-
-from trainer.cli import main
+from processes import ForkServer
 
 SECTIONS = {"checkpoint": {"every_steps": 2}, "train": {"max_epochs": 2, "ema_decay": 0.9}}
 
 
-def test_a_full_log_ends_the_run_which_says_so_in_its_record_and_goes_on_later(tmp_path: Path) -> None:
+def test_a_full_log_ends_the_run_which_says_so_in_its_record_and_goes_on_later(
+    tmp_path: Path, server: ForkServer
+) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, "64k"):
         cut(tmp_path, disk / "log")
 
-    assert main(["fit", "--resume", str(only_run(tmp_path, "cut"))]) == 0
-    assert main(["fit", "--config", str(toy_config(tmp_path, name="whole", **SECTIONS))]) == 0
+    for arguments in (
+        ["--resume", str(only_run(tmp_path, "cut"))],
+        ["--config", str(toy_config(tmp_path, name="whole", **SECTIONS))],
+    ):
+        assert server.run("fit", *arguments, cwd=tmp_path).wait() == [0]
     assert_same_bits(only_run(tmp_path, "cut"), only_run(tmp_path, "whole"))
 
 
