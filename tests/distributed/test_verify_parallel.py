@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import pytest
 from harness import toy_config
 from processes import ForkServer
-from verifying import verifying
-
-from trainer.cli import main
+from verifying import verify_here
 
 Verify = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture
-def verify(
-    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Verify:
-    return verifying(server, tmp_path, monkeypatch, capsys)
+def verify(server: ForkServer, tmp_path: Path) -> Verify:
+    """`verify(*args)`: the exit code, and the JSON that was printed."""
+
+    def run(*args: str) -> tuple[int, dict[str, Any]]:
+        done = verify_here(server, tmp_path, *args, "--json")
+        return done.code, json.loads(done.out)
+
+    return run
 
 
 def by_name(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -104,12 +107,11 @@ def test_a_strategy_that_the_config_asks_for_must_run(tmp_path: Path, verify: Ve
     assert code == 1
 
 
-def test_the_table_names_every_way_and_what_was_used(
-    tmp_path: Path, verify: Verify, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_names_every_way_and_what_was_used(tmp_path: Path, server: ForkServer) -> None:
     config = toy_config(tmp_path, optimizer={"name": "muon"}, model={"name": "toy.net", "dropout": 0.1})
-    assert main(["verify", "--parallel", "--config", str(config), "--keep"]) == 0
-    out = capsys.readouterr().out.splitlines()
+    done = verify_here(server, tmp_path, "--parallel", "--config", str(config), "--keep")
+    out = done.out.splitlines()
+    assert done.code == 0
     assert out[0].startswith("toy: 3 steps with a global batch of 19, one process against others")
     assert "of weights 5e-02" in out[0]  # muon computes in bf16
     assert out[1].split() == ["processes", "batch", "accumulate", "losses", "gradients", "weights"]
@@ -123,12 +125,11 @@ def test_the_table_names_every_way_and_what_was_used(
     assert out[8] == f"folder: {folder}"
 
 
-def test_batch_statistics_are_named_with_their_module_once_for_all_ways(
-    tmp_path: Path, verify: Verify, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_batch_statistics_are_named_with_their_module_once_for_all_ways(tmp_path: Path, server: ForkServer) -> None:
     config = toy_config(tmp_path, model={"name": "toy.net", "norm": "batch"})
-    assert main(["verify", "--parallel", "--config", str(config), "--steps", "1", "--tolerance", "1e-3"]) == 1
-    out = capsys.readouterr().out.splitlines()
+    done = verify_here(server, tmp_path, "--parallel", "--config", str(config), "--steps", "1", "--tolerance", "1e-3")
+    out = done.out.splitlines()
+    assert done.code == 1
     explained = [line for line in out if "begins to differ in" in line]
     assert "with a global batch of 19" in out[0] and "tolerance 1e-03" in out[0]
     assert explained and "module 1.0.1 (BatchNorm1d)" in explained[0] and "group or layer norm" in explained[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from harness import environment, toy_config
 from processes import ForkServer, wait_until
-from verifying import verifying
+from verifying import verify_here
 
 from trainer.cli import EXIT_INTERRUPTED
 from trainer.verify import resume
@@ -25,10 +26,14 @@ SLOW = {"delay": 0.01, "eval_delay": 0.01}
 
 
 @pytest.fixture
-def verify(
-    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Verify:
-    return verifying(server, tmp_path, monkeypatch, capsys)
+def verify(server: ForkServer, tmp_path: Path) -> Verify:
+    """`verify(*args)`: the exit code, and the JSON that was printed."""
+
+    def run(*args: str) -> tuple[int, dict[str, Any]]:
+        done = verify_here(server, tmp_path, *args, "--json")
+        return done.code, json.loads(done.out)
+
+    return run
 
 
 def left_in(folder: Path) -> list[Path]:
@@ -174,3 +179,27 @@ def test_an_interrupt_ends_everything_and_leaves_nothing(
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     assert not left_in(tmp_path)
     assert (tmp_path / "log").read_text().splitlines()[-1] == "trainer: interrupted"
+
+
+def test_what_is_found_stands_on_the_terminal_in_a_few_lines(tmp_path: Path, server: ForkServer) -> None:
+    arguments = ["--steps", "6", "--kills", "1", "--seed", "1"]
+    good = verify_here(server, tmp_path, "--resume", "--config", str(toy_config(tmp_path, data=SLOW)), *arguments)
+    assert good.code == 0 and "(--seed 1)" in good.err and "kill 1: in step" in good.err
+    title, kills, resumed, compared = good.out.splitlines()
+    assert title == "toy: bit-identical after 1 kill"
+    assert kills.split()[0] == "kills" and resumed.split()[:3] == ["resumed", "at", "step"]
+    assert compared.endswith("weights, optimizer, random states, numbers of 6 checkpoints; 13 entries of metrics")
+
+    config = toy_config(tmp_path, data={"name": "toy.stateful_points"})
+    bad = verify_here(server, tmp_path, "--resume", "--config", str(config), *arguments)
+    assert bad.code == 1
+    title, *lines = bad.out.splitlines()
+    rows = {line[2:20].rstrip(): line[20:] for line in lines}
+    assert title == "toy: NOT the same after 1 kill"
+    step = int(rows["differ from step"])
+    assert int(rows["resumed at step"]) == step - 1
+    assert rows["weights"].startswith(f"16 of 16 at step {step}: 0.bias by ")
+    assert rows["metrics"].startswith(f"step {step}: train/loss is ")
+    assert rows["begins in"].startswith("batch x, most for sample ")
+    assert rows["usual cause"].startswith("the data set draws from a random generator that no checkpoint holds")
+    assert Path(rows["folder"]).is_dir()

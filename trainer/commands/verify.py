@@ -108,7 +108,8 @@ def _resume(args: argparse.Namespace, config: RunConfig, folder: Path) -> bool:
         rows = _same_rows(verdict) if verdict.identical else _different_rows(verdict)
         rows += [("folder", str(folder))] if args.keep or not verdict.identical else []
         said = "bit-identical" if verdict.identical else "NOT the same"
-        summary_table(rows, f"{config.name}: {said} after {len(verdict.hits)} kills", sys.stdout)
+        kills = f"{len(verdict.hits)} kill{'s' if len(verdict.hits) != 1 else ''}"
+        summary_table(rows, f"{config.name}: {said} after {kills}", sys.stdout)
     return verdict.identical
 
 

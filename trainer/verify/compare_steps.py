@@ -114,8 +114,8 @@ def gradient_differences(one: Heard, other: Heard) -> dict[str, float]:
 def weight_differences(one: Heard, other: Heard, tolerance: float) -> dict[str, float]:
     """Largest difference of each weight after the last step, relative to its largest absolute value.
 
-    Where gradients agree, elements are left out in which the rounding of one of the steps was more than `tolerance` of
-    the gradient: optimizers that divide by its size, as Adam does, make a whole step of what is only noise.
+    Where gradients agree, elements are left out whose own gradient differs by more than half of `tolerance` in one of
+    the steps: optimizers that divide by its size, as Adam does, make a whole step of what is only rounding.
     """
     gradients = gradient_differences(one, other)
     names = [name for name in one.after if name in other.after and (name in gradients or tolerance == 0)]
@@ -134,8 +134,8 @@ def _judged(name: str, shape: torch.Size, one: Heard, other: Heard, tolerance: f
     judged = torch.ones(shape, dtype=torch.bool)
     for ours, theirs in zip(one.gradients, other.gradients, strict=False):
         if name in ours and name in theirs:
-            noise = largest_difference(ours[name], theirs[name])
-            judged &= ours[name].abs().to(torch.float64) * tolerance >= noise
+            left, right = ours[name].to(torch.float64), theirs[name].to(torch.float64)
+            judged &= (left - right).abs() <= left.abs() * (tolerance / 2)
     return judged
 
 

@@ -122,7 +122,7 @@ def verify_resume(config: RunConfig, plan: Plan, folder: Path, say: Say, start: 
         require_done(ranks, finish(ranks), "")
     undisturbed = only_run(folder / UNDISTURBED, config.name)
     went = course(undisturbed)
-    say(f"{went.steps} steps; the same run, killed {plan.kills} times and resumed (--seed {seed}) ...")
+    say(f"{went.steps} steps; the same run, to be killed and resumed {plan.kills} × (--seed {seed}) ...")
     when = moments(went, plan.kills, random.Random(seed))
     arguments = fit_arguments(path, f"runs_dir={folder / KILLED}", "resume=auto")
     hits = _kill(config.name, arguments, processes, when, folder, say, start)
