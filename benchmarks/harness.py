@@ -70,10 +70,15 @@ class Row:
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
     """`--quick` and `--json FILE`, which all benchmarks take."""
+    return argument_parser(description).parse_args()
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser of these, for a benchmark that takes more."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="end within a minute; the figures are rough")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to FILE, too")
-    return parser.parse_args()
+    return parser
 
 
 def spread(samples: Sequence[float]) -> float:
@@ -81,7 +86,7 @@ def spread(samples: Sequence[float]) -> float:
     if len(samples) < 2:
         return 0.0
     low, _, high = (
-        statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 2 else (*samples, max(samples))
+        statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 2 else (min(samples), 0.0, max(samples))
     )
     return abs(high - low) / statistics.median(samples)
 

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -67,13 +68,18 @@ class Contender:
 
     def turn(self, warmup: int, steps: int) -> float:
         """Let it take `warmup` steps and then `steps` measured ones; returns the seconds of these."""
+        seconds: float = self.ask((warmup, steps))
+        return seconds
+
+    def ask(self, order: Any) -> Any:
+        """Send an order, let it run until it answers, and return that."""
         tree = self._tree()
-        self.connection.send((warmup, steps))
+        self.connection.send(order)
         for process in tree:
             process.send_signal(signal.SIGCONT)
-        seconds = self._hear()
+        answer = self._hear()
         self.pause()
-        return seconds
+        return answer
 
     def pause(self) -> None:
         """Stop it and its children, so that whoever has the next turn has the machine."""
@@ -92,12 +98,11 @@ class Contender:
             raise RuntimeError(f"{self.name} took no step within {START_SECONDS:.0f} s: {self._last_words()}")
         self._hear()
 
-    def _hear(self) -> float:
+    def _hear(self) -> Any:
         try:
-            seconds: float = self.connection.recv()
+            return self.connection.recv()
         except EOFError:
             raise RuntimeError(f"{self.name} ended before its time: {self._last_words()}") from None
-        return seconds
 
     def _tree(self) -> list[psutil.Process]:
         own = psutil.Process(self.process.pid)
