@@ -201,7 +201,8 @@ class Run:
                 record = self.record
                 now = _now()
                 record["attempts"][-1].update(status=status, exit_reason=exit_reason, ended=now)
-                self._write({**record, "status": status, "exit_reason": exit_reason, "updated": now})
+                data = _encoded({**record, "status": status, "exit_reason": exit_reason, "updated": now})
+                write_with_reserve(self.path / "run.json", data, self.path / RESERVE)
         except (OSError, UserError) as error:  # UserError: there is no record any more
             why = reason(error) if isinstance(error, OSError) else str(error)
             return f"{self.path}/run.json: that the run ended as {status} could not be recorded ({why})"
@@ -247,8 +248,7 @@ class Run:
                 raise  # on a disk that is full from the start, what the run needs itself tells it
 
     def _write(self, record: dict[str, Any]) -> None:
-        data = (json.dumps(record, indent=2) + "\n").encode()
-        write_with_reserve(self.path / "run.json", data, self.path / RESERVE)
+        write_atomically(self.path / "run.json", _encoded(record))
 
 
 def find_runs(runs_dir: str | Path, name: str | None = None) -> list[Run]:
@@ -256,6 +256,10 @@ def find_runs(runs_dir: str | Path, name: str | None = None) -> list[Run]:
     folders = [file.parent for file in Path(runs_dir).glob("*/*/config.yaml")]
     chosen = [folder for folder in folders if name is None or folder.parent.name == name]
     return [Run(folder) for folder in sorted(chosen, key=lambda folder: folder.name, reverse=True)]
+
+
+def _encoded(record: dict[str, Any]) -> bytes:
+    return (json.dumps(record, indent=2) + "\n").encode()
 
 
 def _make_folder(parent: Path) -> Path:

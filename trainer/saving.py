@@ -49,8 +49,13 @@ class Saver:
         self._error: BaseException | None = None
         self._warn = warn
         if self._rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.remove_unfinished(folder)
+            try:
+                folder.mkdir(exist_ok=True)
+                checkpoint.remove_unfinished(folder)
+            except OSError as error:
+                raise TrainerError(
+                    f"{folder} can't be written ({reason(error)}); {remedy(error)} and try again"
+                ) from error
 
     def save(self, state: JobState, manifest: Manifest) -> None:
         """Copy the state and return; waits first for a checkpoint that is still being written."""
