@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from trainer import checkpoint, sharded
 from trainer.checkpoint import DamagedCheckpoint, Manifest
@@ -25,6 +26,11 @@ from trainer.tensor_file import write_tensors
 
 SETTLE_SECONDS = 30.0
 GROUPS = ("model", "optimizer", "ema", "random")
+
+
+def _own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a sharded tensor that this rank holds; a whole tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _to_stderr(text: str) -> None:
@@ -94,10 +100,10 @@ class Saver:
         for name, tensor in tensors.items():
             key = f"{group}/{name}"
             kept = self._buffers.get(key)
-            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype or self._sharded:
+            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
                 kept = self._buffers[key] = tensor.detach().to("cpu", copy=True)
             else:
-                kept.copy_(tensor)
+                _own_part(kept).copy_(_own_part(tensor.detach()))
             copies[name] = kept
         return copies
 
