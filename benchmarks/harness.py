@@ -86,7 +86,9 @@ def spread(samples: Sequence[float]) -> float:
     if len(samples) < 2:
         return 0.0
     low, _, high = (
-        statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 2 else (min(samples), 0.0, max(samples))
+        statistics.quantiles(samples, n=4, method="inclusive")
+        if len(samples) > 2
+        else (min(samples), 0.0, max(samples))
     )
     return abs(high - low) / statistics.median(samples)
 
