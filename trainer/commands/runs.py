@@ -13,11 +13,12 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import EXIT_DONE, TrainerError, UserError
+from trainer.progress import print_table
 from trainer.run import DAMAGED, RUNNING, Run, find_runs
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _list(args: argparse.Namespace) -> None:
         print(json.dumps({"runs": rows}))
     elif rows:
         lines = [(row["name"], row["run_id"], row["status"], _day(row["created"]), _text(row["step"])) for row in rows]
-        _print_table(("experiment", "run", "status", "started (UTC)", "step"), lines)
+        print_table(("experiment", "run", "status", "started (UTC)", "step"), lines)
     else:
         of_name = f" of {args.name}" if args.name else ""
         print(f"no runs{of_name} in {args.runs_dir}/ yet; start one with: trainer fit --config quickstart.yaml")
@@ -121,10 +122,10 @@ def _show(args: argparse.Namespace) -> None:
         ("MLflow run", record["mlflow_run_id"] or "none"),
         ("checkpoints", ", ".join(checkpoints) or "none"),
     ]
-    _print_table(("", found.path.parent.name), rows)
+    print_table(("", found.path.parent.name), rows)
     print()
     lines = [(key, *(_text(values[what]) for what in ("last", "min", "max"))) for key, values in metrics.items()]
-    _print_table(("metric", "last", "min", "max"), lines)
+    print_table(("metric", "last", "min", "max"), lines)
 
 
 def _summary(found: Run) -> dict[str, dict[str, float | int]]:
@@ -162,7 +163,7 @@ def _best(args: argparse.Namespace) -> None:
         print(json.dumps({"metric": args.metric, "mode": mode, "best": rows[0], "runs": rows}))
         return
     lines = [(_text(row["value"]), _text(row["step"]), row["status"], row["path"]) for row in rows[:SHOWN_IN_BEST]]
-    _print_table((args.metric, "step", "status", "run directory"), lines)
+    print_table((args.metric, "step", "status", "run directory"), lines)
 
 
 def _values(found: Run, metric: str, names: set[str]) -> list[tuple[float, int]]:
@@ -255,13 +256,6 @@ def _send_rest(run: Run, tracker: Tracker, args: argparse.Namespace) -> str | No
     elif not args.json:
         print(f"all of {run.path} is in MLflow; look at it with: {mlflow_command(tracker.uri)}")
     return None
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns, the last one as long as it is: nothing is cut."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for line in (head, *rows):
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _text(value: float | int | None) -> str:
