@@ -194,6 +194,11 @@ PLACES: dict[str, tuple[dict[str, Any], tuple[str, str, str], float]] = {
     "second module": ({"tables": shifted("module/second", 3, NAN)}, ("module", "second", "Head"), math.inf),
     "loss": ({"losses": [(3.0, 4.0)]}, ("loss", "with sum 6 and count 4, here 3 and 4", ""), 0.5),
     "count": ({"losses": [(6.0, 3.0)]}, ("loss", "with sum 6 and count 4, here 6 and 3", ""), 0.25),
+    "loss that is no number": (
+        {"losses": [(NAN, 4.0)]},
+        ("loss", "with sum 6 and count 4, here nan and 4", ""),
+        math.inf,
+    ),
     "gradients": (
         {"gradients": [{name: 2 * gradient for name, gradient in GRADIENTS.items()}]},
         ("gradient", "second.bias", "Head"),  # where the backward pass begins
@@ -225,6 +230,14 @@ def test_what_is_the_same_or_within_the_tolerance_has_no_place() -> None:
     assert first_place(heard(), heard(), 0.0) is None
     assert first_place(heard(), heard(tables=shifted("batch/x", 2, 2.0)), 0.06) is None
     assert first_place(heard(), heard(after={**AFTER, "second.bias": torch.tensor([4.1])}), 1e-4, 0.05) is None
+
+
+def test_a_step_without_a_sample_can_be_compared() -> None:
+    empty = {"samples": torch.tensor([], dtype=torch.int64), "losses": []}
+    tables = {name: table[:0] for name, table in heard().tables.items()}
+    assert first_place(heard(**empty, tables=tables), heard(**empty, tables=tables), 0.0) is None
+    nan = heard(losses=[(NAN, 2.0)])
+    assert first_place(nan, nan, 1e-4) is None
 
 
 def test_exact_comparison_looks_at_random_states_and_buffers_too() -> None:

@@ -163,7 +163,7 @@ def _places(one: Heard, other: Heard, tolerance: float) -> Iterator[Place]:
     if not torch.equal(one.samples, other.samples):
         yield Place("samples", "", "", math.inf)
         return
-    for key in _in_order(one):
+    for key in _in_order(one) if len(one.samples) else ():
         if key in other.tables:
             yield _of_samples(key, one, other)
     yield _loss(one, other)
@@ -195,9 +195,13 @@ def _of_samples(key: str, one: Heard, other: Heard) -> Place:
 
 
 def _loss(one: Heard, other: Heard) -> Place:
-    sums = [[math.fsum(part) for part in zip(*heard.losses, strict=True)] for heard in (one, other)]
-    (loss, count), (other_loss, other_count) = sums
+    (loss, count), (other_loss, other_count) = (
+        (math.fsum(part for part, _ in heard.losses), math.fsum(part for _, part in heard.losses))
+        for heard in (one, other)
+    )
     difference = max(_ratio(abs(loss - other_loss), abs(loss)), _ratio(abs(count - other_count), abs(count)))
+    if math.isnan(difference):
+        difference = 0.0 if math.isnan(loss) and math.isnan(other_loss) else math.inf
     name = f"with sum {loss:.6g} and count {count:g}, here {other_loss:.6g} and {other_count:g}"
     return Place("loss", name, "", difference)
 

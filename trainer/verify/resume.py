@@ -207,6 +207,9 @@ def _cause(
     say(f"they differ from step {found.step} on: training that step again, once with a resume and once without ...")
     try:
         place = _listen(path, killed, processes, resumed, found.step, folder, start)
+        if place is not None and place.stage == "weights before" and found.step - 1 > resumed:
+            say("its weights differ before it begins: the same for the step before ...")
+            place = _listen(path, killed, processes, resumed, found.step - 1, folder, start) or place
     except TrainerError as error:  # what was found is worth telling all the same
         return None, f"unknown: the step could not be trained again ({error})"
     return place, HINTS[place.stage] if place is not None else NOT_AGAIN
@@ -218,17 +221,19 @@ def _listen(
     """Train up to `step`, from the beginning and from the checkpoint of step `resumed`, and compare that step."""
     from trainer.verify import compare_steps
 
-    fresh = folder / "listening.yaml"
-    fresh.write_text(dump(load(path, [f"runs_dir={folder / 'listening'}"])))
-    again = Run(folder / "listening-resumed" / killed.path.parent.name / killed.id)
-    shutil.copytree(killed.path, again.path)
-    for later in checkpoint.present(again.checkpoints):
-        if checkpoint.step_of(later) > resumed:
-            checkpoint.discard(later)
+    place = folder / f"step-{step}"
+    place.mkdir()
+    fresh = place / "config.yaml"
+    fresh.write_text(dump(load(path, [f"runs_dir={place / 'fresh'}"])))
+    again = Run(place / "resumed" / killed.path.parent.name / killed.id)
+    later = {str(found) for found in checkpoint.present(killed.checkpoints) if checkpoint.step_of(found) > resumed}
+    shutil.copytree(
+        killed.path, again.path, ignore=lambda at, names: [name for name in names if str(Path(at, name)) in later]
+    )
     heard = []
-    for config, name, resume in ((fresh, "heard", None), (path, "heard-resumed", str(again.path))):
-        out = folder / name
+    for config, name, resume in ((fresh, "fresh", None), (path, "resumed", str(again.path))):
+        out = place / f"heard-{name}"
         run_probe(Order(str(config), str(out), step=step, resume=resume, stops=True), processes, start)
-        run = again if resume else only_run(folder / "listening", killed.path.parent.name)
+        run = again if resume else only_run(place / name, killed.path.parent.name)
         heard.append(compare_steps.read(out, processes, run))
     return compare_steps.first_place(heard[0], heard[1], tolerance=0.0)
