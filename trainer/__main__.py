@@ -1,5 +1,6 @@
 """`python -m trainer`. Must parse on every Python 3, so that an old or too new one gets a clear line."""
 
+import os
 import sys
 
 
@@ -19,5 +20,18 @@ def main() -> int:
     return code
 
 
+def end(code: int) -> None:
+    """End this process with `code`, and without tearing down the interpreter where ranks were connected.
+
+    Destructors of torch's process groups were seen to hang there; a rank that has said how it ended must end.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -291,6 +291,6 @@ class Engine:
             return True
 
     def close(self) -> None:
-        """Leave the process group."""
-        if dist.is_available() and dist.is_initialized():
+        """Leave the process group of accelerators; gloo's is left to the end of the process, see `__main__.end`."""
+        if dist.is_available() and dist.is_initialized() and self.device.type != "cpu":
             dist.destroy_process_group()

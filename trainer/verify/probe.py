@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer import cli, world
+from trainer.__main__ import end
 from trainer.errors import EXIT_DONE, Preempted
 from trainer.fit import fit
 from trainer.load import load
@@ -45,4 +46,4 @@ def _report(error: BaseException) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())
