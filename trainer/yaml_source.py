@@ -134,7 +134,10 @@ def parse_yaml(text: str, file: str, problems: list[Problem]) -> Node | None:
         return None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        message = f"YAML syntax: {' '.join(str(getattr(error, 'problem', None) or error).split())}"
+        said = " ".join(str(getattr(error, "problem", None) or error).split())
+        # PyYAML has a limit of its own since 6.0.4, which some texts meet before they meet ours.
+        is_deep = "maximum nesting depth" in said
+        message = f"nested more than {MAX_DEPTH} levels deep" if is_deep else f"YAML syntax: {said}"
         problems.append(Problem(message, file=file, line=mark.line + 1 if mark else 0))
         return None
     problems.extend(composer.problems)
