@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness import toy_config
+from harness import environment, toy_config
 
 from trainer import local_ranks, verify
 from trainer.cli import main
@@ -184,3 +185,15 @@ def test_a_way_that_did_not_run_is_a_fault_where_the_config_asks_for_it() -> Non
 def test_a_folder_that_holds_no_run_or_several_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="holds 0 runs"):
         verify.only_run(tmp_path, "toy")
+
+
+def test_its_help_and_its_mistakes_need_no_torch(tmp_path: Path) -> None:
+    code = """
+import subprocess
+import sys
+from trainer.cli import main
+assert main(["verify", "--help"]) == 0
+assert main(["verify", "--resume", "--config", "quickstart.yaml", "model.name=x"]) == 2
+assert not {"torch", "numpy", "lightning", "rich"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment(), check=True, timeout=60)
