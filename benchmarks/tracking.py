@@ -56,7 +56,7 @@ class Training:
 
 def main() -> None:
     arguments = parse_arguments(__doc__)
-    epochs, rounds, bound = (3, 1, 4.0) if arguments.quick else (12, 9, 60.0)
+    epochs, rounds, bound = (3, 1, 4.0) if arguments.quick else (20, 5, 30.0)
     with tempfile.TemporaryDirectory() as name, black_hole() as hole, server(Path(name) / "server") as address:
         folder = Path(name)
         uris = {

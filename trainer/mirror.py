@@ -55,7 +55,7 @@ KILLED_WORD = {"final": KILLED, "drain_seconds": 60.0, "spare_seconds": 5.0}
 class Patience:
     """How long the end of a run may wait for sending that makes no progress; seconds."""
 
-    failing: float = 0.5
+    failing: float = 0.25
     """Sending failed before, and nothing was answered since the end."""
     unknown: float = 1.0
     """The server has never answered yet."""

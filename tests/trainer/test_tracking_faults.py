@@ -174,6 +174,7 @@ def test_a_server_that_is_down_at_the_start_gets_all_later(
     assert mlflow_command(with_password) == mlflow_server.address.replace("http://", "http://ann@")
 
 
+@pytest.mark.soak
 def test_a_server_that_dies_and_comes_back_loses_nothing(
     tmp_path: Path, mlflow_server: MlflowServer, survived: Survived
 ) -> None:
@@ -185,7 +186,8 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(
         log(run, last + 1, last + 4900)
         before = len(values_in(mlflow_server.database, run))
         wait_until(lambda b=before: len(values_in(mlflow_server.database, run)) > b, "values", LONG, 0.01)
-        mlflow_server.kill()  # in the middle of taking them
+        mlflow_server.kill()
+        assert len(values_in(mlflow_server.database, run)) < before + 2 * 4900, "in the middle of taking them"
         log(run, last + 4901, last + 5000)
         wait_until(tracker.problem, "the news that the server is gone", LONG, 0.1)
         mlflow_server.start()
@@ -199,6 +201,7 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(
     run.close()
 
 
+@pytest.mark.soak
 def test_a_server_that_answers_late_gets_everything(
     tmp_path: Path, gateway: Gateway, mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, survived: Survived
 ) -> None:
