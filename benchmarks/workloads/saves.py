@@ -41,38 +41,44 @@ class Turn:
 
 
 class Clock:
-    """In the contender: takes the times of a turn, reports them, and waits for the next turn."""
+    """In the contender: takes the times of a turn, reports them, and waits for the next turn.
+
+    A turn is three saves, with plain steps before each: one that is not counted, since it finds memory that the machine
+    may have taken from a process that stood still; one; and one with another at once after it.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._counted: list[Turn] = []
+        self._turn: Turn | None = None
         self._steps: list[float] = []
-        self._last = time.perf_counter()
-        self._is_twice = False
+        self._after: list[float] = []
         self._durable = threading.Event()
         self._began = self._ended = 0.0
-        self._turn: Turn | None = None
-        self._after: list[float] = []
         self.wants_save = False
         """Whether the step that goes on now is to end with a save."""
-
-    def tick(self) -> None:
-        """A step begins. At the end of a turn this returns when the next one begins."""
-        took = time.perf_counter() - self._last
-        (self._steps if self._turn is None else self._after).append(took)
-        if self._turn is not None and self._durable.is_set():
-            self._end(self._turn)
-        self.wants_save = self._turn is None and len(self._steps) > PLAIN_STEPS
-        self._last = time.perf_counter()
 
     def first_step(self) -> None:
         """Set-up is done: wait for the first turn."""
         self._connection.send(None)
-        self._begin()
+        self._wait()
+
+    def tick(self) -> None:
+        """A step begins. At the end of a turn this returns when the next one begins."""
+        took = time.perf_counter() - self._last
+        if self._turn is None:
+            self._steps.append(took)
+        else:
+            self._after.append(took)
+            if self._durable.is_set():
+                self._end_of_save(self._turn)
+        self.wants_save = self._turn is None and len(self._steps) > PLAIN_STEPS
+        self._last = time.perf_counter()
 
     @property
     def is_twice(self) -> bool:
         """Whether two saves are wanted, one at once after the other."""
-        return self._is_twice
+        return len(self._counted) == 2
 
     def saved(self, began: float, stall: float, second: float = 0.0) -> None:
         """The save that was wanted, which began at `began`, no longer holds the training thread."""
@@ -88,15 +94,19 @@ class Clock:
         self._ended = time.perf_counter()
         self._durable.set()
 
-    def _end(self, turn: Turn) -> None:
+    def _end_of_save(self, turn: Turn) -> None:
         turn.durable = self._ended - self._began
         turn.lost = turn.stall + max(0.0, sum(self._after) - len(self._after) * turn.step)
-        self._connection.send(asdict(turn))
-        self._begin()
-
-    def _begin(self) -> None:
-        self._is_twice = self._connection.recv()
+        self._counted.append(turn)
         self._turn, self._steps = None, []
+        if len(self._counted) == 3:
+            first, once, twice = self._counted
+            self._connection.send((asdict(first), {**asdict(once), "second": twice.second}))
+            self._wait()
+
+    def _wait(self) -> None:
+        self._connection.recv()
+        self._counted, self._turn, self._steps = [], None, []
         self._last = time.perf_counter()
 
 
