@@ -22,6 +22,8 @@ from trainer.sampling import MicroBatch
 from trainer.task import Batch, Dataset
 
 MAX_FILLER_TRIES = 100
+LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that are a wish to stop, which the training process answers."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ def _transferable(error: Exception) -> Exception:
 
 def _start_worker(worker: int, parent: int) -> None:
     """Leave signals to the training process: a scheduler's SIGTERM goes to the whole process group."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in LEFT_TO_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     # Torch's workers look for their parent between two batches only; one that hangs in a read would stay for ever.
     environment.signal_at_parents_end(signal.SIGKILL, parent)
@@ -125,7 +127,12 @@ def load(
         # Forked workers share the parent's imports and index arrays; fresh interpreters cost seconds.
         multiprocessing_context="fork",
     )
-    batches: Any = iter(loader)
+    # Held back while workers are forked: until they ignore it, a scheduler's signal to the group would end them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_PARENT)
+    try:
+        batches: Any = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         for loaded in batches:
             if isinstance(loaded, _Failure):

@@ -10,6 +10,7 @@ import torch
 from trainer import random_state
 from trainer.ema import WeightAverage
 from trainer.engine import Engine
+from trainer.errors import TrainerError
 
 Tensors = dict[str, torch.Tensor]
 
@@ -74,7 +75,8 @@ def restore(engine: Engine, ema: WeightAverage | None, state: JobState, seed: in
     for name, live in _optimizer_states(engine):
         mine = {key.rsplit("/", 1)[1]: value for key, value in values.items() if key.rsplit("/", 1)[0] == name}
         parameter = engine.parameter(name)
-        assert parameter is not None
+        if parameter is None:
+            raise TrainerError(f"the model's state_dict lacks its parameter {name}: the run can't go on exactly")
         written = state.model[name].dtype
         live.clear()  # a rollback finds the state of later steps here
         live.update({key: _place(value, key, parameter, written, engine) for key, value in mine.items()})
