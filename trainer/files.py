@@ -143,6 +143,19 @@ def drop_lock(descriptor: int) -> None:
             raise
 
 
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Add an object to a JSON Lines file, and bring it to the disk. Raises TrainerError where that can't be done."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise TrainerError(
+            f"{path} could not be written ({reason(error)}); {remedy(error)}, then: trainer fit --resume {path.parent}"
+        ) from error
+
+
 def complete_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file; a last line torn by a crash is cut off, or the next would be joined to it.
 

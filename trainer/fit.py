@@ -245,7 +245,7 @@ def _make_job(
     config: RunConfig, engine: Engine, parts: _Parts, preemption: Preemption, heart: Heartbeat, say: Say
 ) -> Job:
     folder, train_set, world = parts.folder, parts.train_set, engine.world
-    saver = Saver(folder / "checkpoints", config.checkpoint, engine)
+    saver = Saver(folder / "checkpoints", config.checkpoint, engine, partial(_warn, parts, say))
 
     def newest() -> Checkpoint | None:
         return engine.on_main(lambda: go_back(parts.run or Run(folder), say))

@@ -5,16 +5,14 @@ All ranks see it alike, since sums over ranks and norms of exchanged gradients c
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import TrainerError
-from trainer.files import complete_lines
+from trainer.files import append_line, complete_lines
 from trainer.sampling import MicroBatch
 
 if TYPE_CHECKING:
@@ -87,7 +85,8 @@ class Guard:
             "from": self.checkpoint_step,
             "samples": [{**part, "loss": _json(part["loss"])} for part in samples],
         }
-        self._engine.on_main(lambda: self._write(entry))
+        # On the disk before anything follows: a rollback that is interrupted must leave the same step out
+        self._engine.on_main(lambda: append_line(self._file, entry))
         self._known.append(entry)
         what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm}"
         samples_text = f"samples {_some(samples)} of epoch {entry['epoch']}; all in {self._file}"
@@ -111,12 +110,6 @@ class Guard:
             )
         self.left_out.add(progress.consumed)
         raise RollBack(where)
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        with self._file.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # a rollback that is interrupted must leave the same step out
 
 
 def _some(samples: Sequence[dict[str, Any]], most: int = 8) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer import checkpoint, state
-from trainer.errors import UserError
+from trainer.errors import TrainerError, UserError
 from trainer.evaluation import evaluate
-from trainer.files import complete_lines
+from trainer.files import append_line, complete_lines, reason, remedy
 from trainer.progress import Progress as Display
 from trainer.run import Run
 
@@ -122,13 +121,12 @@ class Report:
 
     def bad_samples(self, split: str, samples: list[tuple[int, str]]) -> None:
         """List unreadable samples once each; a UserError, on every rank alike, when there are too many."""
-        for index, reason in samples:
+        for index, why in samples:
             if (split, index) in self.bad:
                 continue
             self.bad.add((split, index))
             if self.run is not None:
-                with (self.run.path / BAD_SAMPLES).open("a") as file:
-                    file.write(json.dumps({"split": split, "index": index, "reason": reason}) + "\n")
+                append_line(self.run.path / BAD_SAMPLES, {"split": split, "index": index, "reason": why})
         if len(self.bad) > self.max_bad_samples:
             where = f"; they are listed in {self.run.path / BAD_SAMPLES}" if self.run else ""
             last = samples[-1][1]
@@ -158,8 +156,13 @@ def known_bad_samples(folder: Path) -> set[tuple[str, int]]:
 def write_pictures(run: Run, split: str, metrics: Any) -> None:
     """Let the metrics write their pictures and tables into `artifacts/<split>/`."""
     folder = run.artifacts / split
-    folder.mkdir(exist_ok=True)
-    metrics.write(folder)
+    try:
+        folder.mkdir(exist_ok=True)
+        metrics.write(folder)
+    except OSError as error:
+        raise TrainerError(
+            f"{folder} could not be written ({reason(error)}); {remedy(error)}, then: trainer fit --resume {run.path}"
+        ) from error
 
 
 def peak_memory_gb() -> float:

@@ -22,7 +22,6 @@ from trainer.errors import UserError
 from trainer.files import FULL, locked, reason, write_atomically, write_with_reserve
 from trainer.lineage import lineage, read_git
 from trainer.metrics_log import MetricsLog
-from trainer.metrics_log import parse_entry as parse_entry  # part of what a run directory is read with
 from trainer.run_lock import RunLock, still_at_work
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.run import parse_entry
+from trainer.metrics_log import parse_entry
 
 CHUNK = 1 << 20
 QUEUE_LIMIT = 20_000
