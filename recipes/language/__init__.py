@@ -1,0 +1,1 @@
+"""What language recipes share."""
