@@ -1,4 +1,4 @@
-"""Trainings of adapters: what their checkpoints hold, that they go on to the same bits, and what they leave to others."""
+"""Adapters: what their checkpoints hold, that trainings go on to the same bits, and what they leave to others."""
 
 from __future__ import annotations
 
