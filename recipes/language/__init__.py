@@ -1,0 +1,1 @@
+"""What recipes on language share."""
