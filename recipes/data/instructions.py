@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.language.conversations import Conversations, ConversationSplits, Rows
-from recipes.language.examine import Digests, cut, examine, first_of_each, selected, whole
+from recipes.language.examine import Digests, choose, cut, examine, first_of_each
 from recipes.language.formats import SHAPES, RowFormat, recognise, require_columns
 from recipes.language.sources import find_splits, open_rows
 from trainer.errors import UserError
@@ -60,18 +60,19 @@ class _Part:
     rows: Rows
     layout: RowFormat
     about: str
+    skip_bad: bool
     digests: Digests
     mask: NDArray[np.bool_]
 
     def without(self, mask: NDArray[np.bool_]) -> _Part:
-        return _Part(self.rows, self.layout, self.about, self.digests, self.mask & ~mask)
+        return replace(self, mask=self.mask & ~mask)
 
     @property
     def said(self) -> Digests:
         return self.digests[self.mask]
 
     def conversations(self) -> Conversations:
-        return selected(self.rows, self.layout, self.about, np.flatnonzero(self.mask))
+        return choose(self.rows, self.layout, self.about, self.skip_bad, np.flatnonzero(self.mask))
 
 
 def build(config: Config, seed: int) -> ConversationSplits:
@@ -125,8 +126,9 @@ def _open(config: Config, files: list[Path], key: str, notes: list[str]) -> _Par
         notes.append(f"{key}: format {name}, recognised by {keys}")
     layout = RowFormat(name, config.columns, config.system)
     about = json.dumps([name, sorted(config.columns.items()), config.system])
-    digests = examine(whole(rows, layout, about), config.bad_rows == "skip")
-    return _Part(rows, layout, about, digests, digests != 0)
+    skip_bad = config.bad_rows == "skip"
+    digests = examine(choose(rows, layout, about, skip_bad))
+    return _Part(rows, layout, about, skip_bad, digests, digests != 0)
 
 
 def _hold_out(parts: dict[str, _Part], fractions: list[float], seed: int) -> None:
@@ -138,7 +140,7 @@ def _hold_out(parts: dict[str, _Part], fractions: list[float], seed: int) -> Non
         if name == "train" or mask.any():
             whole_mask = train.mask.copy()
             whole_mask[train.mask] = mask
-            parts[name] = _Part(train.rows, train.layout, train.about, train.digests, whole_mask)
+            parts[name] = replace(train, mask=whole_mask)
 
 
 def _count(parts: Mapping[str, _Part], bad: Mapping[str, int]) -> dict[str, dict[str, int]]:

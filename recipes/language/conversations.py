@@ -86,6 +86,8 @@ class Conversations:
     """Rows that belong to the split, in their own order."""
     fingerprint: str
     """Hash of everything that the conversations depend on."""
+    skip_bad: bool = False
+    """Whether rows that turn out to be bad later (the chat template refuses them) are left out."""
 
     def __len__(self) -> int:
         return len(self.indices)

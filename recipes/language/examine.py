@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ Digests = NDArray[np.uint64]
 _VERSION = 1
 
 
-def examine(conversations: Conversations, skip_bad: bool) -> Digests:
+def examine(conversations: Conversations) -> Digests:
     """The hash of what each conversation says, in their order; 0 for a bad row. Kept in the cache.
 
     Raises BadRow for the first bad row, unless they are to be skipped.
@@ -30,27 +29,26 @@ def examine(conversations: Conversations, skip_bad: bool) -> Digests:
             try:
                 digests[index] = conversations[index].digest()
             except BadRow:
-                if not skip_bad:
+                if not conversations.skip_bad:
                     raise
         np.save(folder / "digests.npy", digests)
         return {}
 
-    identity = json.dumps([_VERSION, conversations.fingerprint, skip_bad])
+    identity = f"{_VERSION}\0{conversations.fingerprint}"
     folder, _, _ = kept(cache_folder(), "rows-" + hashlib.sha256(identity.encode()).hexdigest()[:32], make)
     found: Digests = np.load(folder / "digests.npy")
     return found
 
 
-def whole(rows: Rows, layout: Format, about: str) -> Conversations:
-    """All rows, of the format; `about` says what the format depends on."""
-    return selected(rows, layout, about, np.arange(len(rows)), all_rows=True)
+def choose(rows: Rows, layout: Format, about: str, skip_bad: bool, indices: Indices | None = None) -> Conversations:
+    """Some rows, or all; `about` says what the format depends on.
 
-
-def selected(rows: Rows, layout: Format, about: str, indices: Indices, all_rows: bool = False) -> Conversations:
-    """Some rows. The fingerprint is that of the contents, the format and the choice."""
-    digest = hashlib.sha256(f"{rows.fingerprint}\0{about}\0".encode())
-    digest.update(b"all" if all_rows else indices.astype("<i8").tobytes())
-    return Conversations(rows, layout, indices, digest.hexdigest())
+    The fingerprint is that of the contents, the format and the choice.
+    """
+    digest = hashlib.sha256(f"{rows.fingerprint}\0{about}\0{skip_bad}\0".encode())
+    digest.update(b"all" if indices is None else indices.astype("<i8").tobytes())
+    chosen = np.arange(len(rows)) if indices is None else indices
+    return Conversations(rows, layout, chosen, digest.hexdigest(), skip_bad)
 
 
 def first_of_each(digests: Digests) -> NDArray[np.bool_]:
