@@ -69,7 +69,8 @@ class Rows(Protocol):
 class Format(Protocol):
     """What the keys of a row mean."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def conversation(self, row: Mapping[str, Any], place: str) -> Conversation:
         """Raises BadRow, with the place, for a row that is not of this format."""

@@ -113,19 +113,19 @@ class Renderer:
         if first not in self._endings:
             short = [*turns[:first], {**turns[first], "content": _MARK.format(first)}]
             try:
-                ending = self._render(short, "").rpartition(_MARK.format(first))[2]
-                self._endings = {first: ending.rstrip() or ending}
+                _, mark, ending = self._render(short, "").rpartition(_MARK.format(first))
+                self._endings = {first: (ending.rstrip() or ending) if mark else None}
             except BadRow:
                 self._endings = {first: None}
-        ending = self._endings[first]
-        if ending is not None and after.startswith(ending):
-            return len(ending)
+        sign = self._endings[first]
+        if sign is not None and after.startswith(sign):
+            return len(sign)
         # Another sign than at the end of a conversation: gpt-oss has <|return|> there and <|end|> between turns.
         blank = len(after) - len(after.lstrip())
         return max((blank + len(token) for token in self._enders if after.startswith(token, blank)), default=0)
 
     def _render(self, turns: Turns, place: str, prompt: bool = False) -> str:
-        return str(self._call(turns, place, add_generation_prompt=prompt)[0])
+        return self._call(turns, place, add_generation_prompt=prompt)[0]
 
     def _render_marked(self, turns: Turns, place: str) -> tuple[str, list[Span]]:
         text, spans = self._call(turns, place, return_assistant_tokens_mask=True)
@@ -136,7 +136,7 @@ class Renderer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, spans = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[turns], chat_template=self._template, **self._special, **options
             )
         except TemplateSyntaxError as error:
@@ -145,7 +145,8 @@ class Renderer:
             raise BadRow(f"{place}: the chat template refuses the conversation: {error}") from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise BadRow(f"{place}: the chat template fails on the conversation: {error}") from error
-        return texts[0], spans[0] if spans else []
+        (text,), spans = rendered
+        return str(text), spans[0] if spans else []
 
 
 def _own_template(tokenizer: Any) -> str:
