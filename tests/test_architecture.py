@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("trainer", "recipes", "launch", "profiling", "serving", "configs", "benchmarks", "tests")
 
 MAY_IMPORT = {
-    "recipes": {"recipes", "trainer.task", "trainer.errors"},
+    "recipes": {"recipes", "trainer.task", "trainer.errors", "trainer.files"},
     "trainer": {"trainer"},
     "trainer.commands": {"trainer"},
 }

@@ -1,1 +1,1 @@
-"""What recipes on language share."""
+"""What language recipes share."""
