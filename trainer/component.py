@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from trainer.component_source import ComponentSpec, read_config_class
+from trainer.component_source import ComponentSpec, read_build_arguments, read_config_class
 from trainer.errors import UserError
 
 __all__ = ["KINDS", "ROOT", "Component", "ComponentSpec", "available", "locate", "read_config_class", "spec"]
@@ -33,6 +33,7 @@ KINDS = {
     "optimizer": "trainer.optimizers",
     "schedule": "trainer.schedules",
     "strategy": "trainer.strategies",
+    "adapter": "trainer.adapters",
 }
 """Section of a config -> package whose files are the shipped components of this kind."""
 
@@ -111,6 +112,15 @@ def locate(kind: str, name: str) -> Path:
 def spec(kind: str, name: str) -> ComponentSpec:
     """What a component's file says about itself. Raises UserError, or ConfigError for what cannot be read."""
     return read_config_class(locate(kind, name))
+
+
+def takes(component: Component, argument: str) -> bool:
+    """Whether the component's `build` takes `argument`, read from its source text.
+
+    Raises UserError, or ConfigError, for a component that does not exist or can't be read.
+    """
+    arguments = read_build_arguments(locate(component.kind, component.name))
+    return arguments is None or argument in arguments
 
 
 def did_you_mean(word: str, words: list[str]) -> str:

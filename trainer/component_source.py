@@ -78,6 +78,20 @@ def read_help(path: Path) -> dict[str, tuple[str, dict[str, str]]]:
     }
 
 
+@cache
+def read_build_arguments(path: Path) -> frozenset[str] | None:
+    """Names of the arguments that the file's function `build` takes; None where it takes any, or isn't written there.
+
+    Raises ConfigError for a file that is no Python.
+    """
+    for node in _parse(path).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "build":
+            given = node.args
+            named = frozenset(argument.arg for argument in (*given.args, *given.kwonlyargs))
+            return None if given.kwarg is not None else named
+    return None
+
+
 def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes(), str(path))

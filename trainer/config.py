@@ -147,6 +147,11 @@ class RunConfig:
     """MLflow."""
     seed: Annotated[int, ">= 0", "<= 9223372036854775807"] = 0
     """Seed of weights, order of the data, augmentation and dropout."""
+    init_from: str | None = None
+    """Pretrained weights to begin with: a folder (safetensors), a GGUF file, a hub id, or `package:NAME/PATH` for a
+    file or folder inside an installed Python package; null begins from scratch."""
+    adapter: Component | None = None
+    """Train a few weights beside those of `init_from`, which are frozen: a file of `trainer/adapters/`."""
     runs_dir: str = "runs"
     """Folder of all runs."""
     resume: Literal["never", "auto"] = "never"

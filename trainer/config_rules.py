@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from trainer.component import Component, takes
 from trainer.config import RunConfig
-from trainer.errors import Problem
+from trainer.errors import Problem, UserError
 from trainer.tracking import folder_refused, is_folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -47,8 +48,29 @@ def _problems(config: RunConfig) -> Iterator[Problem]:
             yield Problem(
                 "needs evaluate.every_epochs or evaluate.every_steps, or it never changes", "checkpoint.monitor"
             )
+    if config.adapter is not None:
+        yield from _adapter_problems(config, config.adapter)
     if config.tracking.uri is not None:
         yield from _uri_problems(config.tracking.uri)
+
+
+def untaken(config: RunConfig) -> list[Problem]:
+    """`init_from` and `adapter` where the recipe has no use for them."""
+    problems = []
+    for key, section in (("init_from", config.init_from), ("adapter", config.adapter)):
+        try:
+            taken = section is None or takes(config.recipe, key)
+        except UserError:  # the recipe's own section says it
+            continue
+        if not taken:
+            problems.append(Problem(f"the recipe {config.recipe.name} does not take it: its build has no {key}", key))
+    return problems
+
+
+def _adapter_problems(config: RunConfig, adapter: Component) -> Iterator[Problem]:
+    """What an adapter needs, and the combinations that were never run."""
+    if config.init_from is None:
+        yield Problem("trains a few weights beside pretrained ones: set init_from, or leave adapter out", "adapter")
 
 
 def _uri_problems(uri: str) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer import checkpoint, random_state
+from trainer.assembly import build_data, build_task
 from trainer.checkpoint import Checkpoint
 from trainer.component import Component
 from trainer.config import RunConfig
@@ -42,12 +43,14 @@ def evaluate_run(run: Run, config: RunConfig, which: str, split: str, world: Wor
         found = engine.from_main(choose(run.checkpoints, config, which, say) if world.is_main else None)
         assert found is not None
         random_state.seed_everything(config.seed)
-        data = config.data.build(seed=config.seed)
+        data = build_data(config)
         dataset = data.split(split)
         if dataset is None or len(dataset) == 0:
             there = [name for name in ("train", "val", "test") if data.split(name) is not None]
             raise UserError(f"--split: the data set has no split {split!r}; it has: {', '.join(there)}")
-        task = config.recipe.build(model=config.model, data=data)
+        task = build_task(config, data)
+        dataset = task.data.split(split)
+        assert dataset is not None
         engine.setup(task.model, lambda model: [])
         ema = WeightAverage(engine.bare, config.train.ema_decay) if config.train.ema_decay else None
         load_for_evaluation(engine, ema, found)

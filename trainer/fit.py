@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from trainer import checkpoint, failures, health, random_state, saving, state
+from trainer.assembly import build_data, build_task
 from trainer.checkpoint import Checkpoint, Manifest
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
@@ -104,8 +105,8 @@ def _set_up(config: RunConfig, resume: Run | None, engine: Engine, say: Say, tel
     """Data, model and run directory. An error here is told by one rank, too: the others only see it go."""
     try:
         random_state.seed_everything(config.seed)
-        data: Data = config.data.build(seed=config.seed)
-        task: Task = config.recipe.build(model=config.model, data=data)
+        task = build_task(config, build_data(config))
+        data = task.data  # the recipe's: of conversations it makes tokens
         train_set = _train_split(data)
         engine.setup(task.model, lambda model: config.optimizer.build(model=model))
         ema = WeightAverage(engine.bare, config.train.ema_decay) if config.train.ema_decay else None

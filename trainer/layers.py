@@ -25,6 +25,9 @@ CONFIGS = ROOT / "configs"
 DEFAULT_COMPONENTS = {"optimizer": "adamw", "schedule": "constant", "strategy": "auto"}
 """Section -> the component taken where no layer names one."""
 
+OPTIONAL_COMPONENTS = ("adapter",)
+"""Sections that a config can do without; null takes one away that a layer below has."""
+
 SECTIONS: dict[str, type] = {
     name: hint
     for name, hint in field_types(RunConfig).items()
@@ -135,7 +138,7 @@ def _merge(below: Node, above: Node) -> Node:
                 assert isinstance(old.value, dict)
                 kept = {name: child for name, child in old.value.items() if key == "data" and name in LOADING_KEYS}
                 old = replace(old, value=kept)
-        if node.value is None and (key in KINDS or key in SECTIONS):
+        if node.value is None and (key in KINDS or key in SECTIONS) and key not in OPTIONAL_COMPONENTS:
             node = replace(node, value={})
         merged[key] = _merge_value(old, node, is_section=True)
     return _placed(merged, below, above)

@@ -12,9 +12,16 @@ import yaml
 
 from trainer.component import KINDS, Component, ComponentSpec, construct, did_you_mean, locate, read_config_class, spec
 from trainer.config import Loading, RunConfig
-from trainer.config_rules import cross_check
+from trainer.config_rules import cross_check, untaken
 from trainer.errors import ConfigError, Problem, UserError
-from trainer.layers import LOADING_KEYS, SECTIONS, find_config, read_layers, shipped_configs
+from trainer.layers import (
+    LOADING_KEYS,
+    OPTIONAL_COMPONENTS,
+    SECTIONS,
+    find_config,
+    read_layers,
+    shipped_configs,
+)
 from trainer.validation import Path as KeyPath
 from trainer.validation import UnsupportedType, check, describe_value, field_types, to_plain
 from trainer.yaml_source import FLOAT, INT, Node
@@ -26,7 +33,7 @@ _TOP = make_dataclass(
     [
         (item.name, field_types(RunConfig)[item.name], field(default=item.default))
         for item in fields(RunConfig)
-        if not is_dataclass(field_types(RunConfig)[item.name])
+        if not is_dataclass(field_types(RunConfig)[item.name]) and item.name not in KINDS
     ],
     frozen=True,
     kw_only=True,
@@ -97,12 +104,15 @@ class _Resolver:
             options = self.section(name, cls)
             values[name] = construct(cls, options) if options is not None else cls()
         for kind in KINDS:
+            if kind in OPTIONAL_COMPONENTS and ((node := self.entries.get(kind)) is None or node.value is None):
+                values[kind] = None
+                continue
             name, options = self.component(kind)
             if kind == "data":
                 loading = Loading(**{key: options.pop(key) for key in LOADING_KEYS if key in options})
             values[kind] = Component(kind, name, options)
         config = RunConfig(loading=loading, **values)
-        for problem in cross_check(config):
+        for problem in (*cross_check(config), *untaken(config)):
             path: KeyPath = tuple(problem.key.split("."))
             if (path[0] if path[0] in SECTIONS else "") not in self.failed:
                 self.report(path, problem.message)

@@ -14,7 +14,7 @@ from trainer import config
 from trainer.component import KINDS, available, spec
 from trainer.component_source import read_help
 from trainer.config import Loading, RunConfig
-from trainer.layers import DEFAULT_COMPONENTS, SECTIONS
+from trainer.layers import DEFAULT_COMPONENTS, OPTIONAL_COMPONENTS, SECTIONS
 from trainer.load import component_fields
 from trainer.validation import bounds_of, default_of, field_types, union_members
 from trainer.yaml_source import parse_scalar
@@ -96,8 +96,9 @@ def _component_definitions(kind: str) -> Schema:
         for name, keys in required.items()
     ]
     without_name: Schema = {"required": ["name"]}
-    if kind in DEFAULT_COMPONENTS:
+    if kind in DEFAULT_COMPONENTS or kind in OPTIONAL_COMPONENTS:
         options.append({"type": "null"})
+    if kind in DEFAULT_COMPONENTS:
         without_name = {"$ref": f"#/$defs/{kind}.{DEFAULT_COMPONENTS[kind]}"}
     complete = {
         "if": {"type": "object"},

@@ -83,11 +83,43 @@ class Metrics(ABC):
         return []
 
 
+class Pretrained(Protocol):
+    """Weights that a model began with, and that can be loaded again: `init_from`, found."""
+
+    @property
+    def name(self) -> str:
+        """`init_from` as the config has it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights, wherever they lie."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where another program finds them: a hub id or the whole path of a folder."""
+        ...
+
+    @property
+    def license(self) -> str | None: ...
+
+    def load(self, dtype: torch.dtype, attention: str, quantization: Any = None) -> torch.nn.Module:
+        """The model with its weights."""
+        ...
+
+
 class Task(ABC):
     """What is learnt: a model, its data, its loss, its metrics. One task is built per process."""
 
     model: torch.nn.Module
     data: Data
+    """What is trained and evaluated on: the data set that the recipe was given, or what it made of it."""
+    pretrained: Pretrained | None = None
+    """Where the model's weights come from. Those that are frozen are then left out of checkpoints, and a run goes on
+    with a base of the same fingerprint only."""
+    tokenizer: Any = None
+    """Of a language model: transformers' tokenizer, with the chat template that is trained."""
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, float]:

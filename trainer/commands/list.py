@@ -29,6 +29,7 @@ TOPICS = {
     "optimizers": "optimizer",
     "schedules": "schedule",
     "strategies": "strategy",
+    "adapters": "adapter",
 }
 WIDTH = 110
 

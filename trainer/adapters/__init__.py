@@ -1,0 +1,1 @@
+"""One adapter a file: `Config` and `build(config, load)`."""
