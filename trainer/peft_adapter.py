@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.component import did_you_mean
 from trainer.errors import UserError
+from trainer.fused_lora import fuse
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -74,6 +75,7 @@ def adapt(options: LoraOptions, load: Load, quantization: Any = None) -> PeftMod
         # Tied embeddings among the targets are refused above; the rest is advice to library users.
         warnings.simplefilter("ignore")
         model: PeftModel = get_peft_model(base, lora_config(options))
+    fuse(model)
     return model
 
 

@@ -1,12 +1,13 @@
 """Attention of packed documents: each token sees its own document only, as if it stood alone.
 
-Documents lie end to end in one row, without padding; this function, registered with transformers as `documents`, cuts
-queries, keys and values at the documents' borders and calls torch's fused causal attention for each. Work grows with the
-sum of squared document lengths, not with the square of the sum, and no mask is made.
+Documents lie end to end in one row, without padding; this function, registered with transformers as `documents`,
+cuts queries, keys and values at the documents' borders and calls torch's fused causal attention for each. Work grows
+with the sum of squared document lengths, not with the square of the sum, and no mask is made.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,19 +22,31 @@ _UNDERSTOOD = {"position_ids", "cu_seq_lens_q", "use_cache", "output_attentions"
 """Arguments of transformers that change nothing here."""
 
 
-def register() -> None:
-    """Make `documents` known to transformers; may be called again."""
+FLASH, SDPA = "flash_attention_2", "sdpa"
+"""transformers' own; the first finds the documents by their positions."""
+
+
+def use(model: Any) -> None:
+    """Let a transformers model, or a PEFT model around one, attend by documents; each call then says `starts`."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal.set_attn_implementation(NAME)
 
 
-def can_pack(model: nn.Module) -> bool:
-    """Whether the model's attention goes through transformers' interface, layer by layer, and is plain."""
-    config: Any = getattr(model, "config", None)
+def of(model: Any) -> str:
+    """The model's attention implementation."""
+    return str(model.config._attn_implementation)
+
+
+def can_pack(model: Any) -> bool:
+    """Whether the model's attention goes through transformers' interface in every layer, and is plain."""
+    config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     return (
         getattr(model, "_supports_attention_backend", False)
+        and of(model) in (FLASH, SDPA)
         and getattr(config, "attn_logit_softcapping", None) is None
         and kinds <= {"full_attention", "sliding_attention"}
     )
@@ -65,7 +78,7 @@ def attend(
         what = ", ".join(sorted(strange)) or "a mask, a cache or a batch of several rows"
         raise UserError(f"recipe.packing: this model's attention uses {what}; set recipe.packing=padded")
     groups = query.shape[1] // key.shape[1]
-    lengths = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(starts)]
     parts = [
         scaled_dot_product_attention(
             q,
@@ -78,7 +91,7 @@ def attend(
             enable_gqa=groups > 1,
         )
         for length, q, k, v in zip(
-            lengths, query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True
+            lengths, *(torch.split(whole, lengths, 2) for whole in (query, key, value)), strict=True
         )
     ]
     return torch.cat([part.transpose(1, 2) for part in parts], 1), None

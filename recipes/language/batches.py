@@ -20,10 +20,11 @@ class TokenDataset:
     """One split: a sample is a group of documents.
 
     A packed batch has T tokens of D documents, end to end: `input_ids`, `position_ids` (from 0 in each document) and
-    `targets`, int64 [T]; `starts`, int32 [D + 1], where each document begins; `document`, int64 [D], its index in
-    the tokens. A padded batch has R documents as rows: `input_ids`, `attention_mask`, `position_ids` and `targets`,
-    int64 [R, L]; `document`, int64 [R]. A target is the next token of the same document where that one is a target,
-    else `IGNORED`.
+    `targets`, int64 [T]; `starts`, where each document begins and the last one ends, D + 1 numbers; `document`, int64
+    [D], its index in the tokens. A padded batch has R documents as rows: `input_ids`, `attention_mask`, `position_ids`
+    and `targets`, int64 [R, L]; `document`, int64 [R]. A target is the next token of the same document where that one
+    is a target, else `IGNORED`. `chosen`, int64 [N], are the positions that have one, counted through all rows, and
+    `chosen_document`, int64 [N], the index of their documents: known here, they need not be looked for on the device.
     """
 
     def __init__(self, tokens: Tokens, groups: Groups, layout: Layout, pad_id: int = 0) -> None:
@@ -40,7 +41,18 @@ class TokenDataset:
         """The documents of these groups, in this order; every epoch has the same."""
         members = [self.groups.documents(index) for index in indices]
         documents = np.concatenate(members) if members else np.empty(0, np.int64)
-        return self._packed(documents) if self.layout == "packed" else self._padded(documents)
+        batch = self._packed(documents) if self.layout == "packed" else self._padded(documents)
+        targets = batch["targets"].flatten()
+        batch["chosen"] = (targets != IGNORED).nonzero()[:, 0]
+        return batch | {"chosen_document": self._document_of(batch), "bad": []}
+
+    def _document_of(self, batch: Batch) -> torch.Tensor:
+        """The document of each chosen position."""
+        if "starts" in batch:
+            ends = torch.tensor(batch["starts"][1:])
+            return batch["document"][torch.searchsorted(ends, batch["chosen"], right=True)]
+        length = batch["targets"].shape[1]
+        return batch["document"][batch["chosen"] // max(length, 1)]
 
     def _packed(self, documents: NDArray[np.int64]) -> Batch:
         starts, places, positions = self._places(documents)
@@ -54,15 +66,13 @@ class TokenDataset:
             "input_ids": torch.from_numpy(ids),
             "position_ids": torch.from_numpy(positions),
             "targets": torch.from_numpy(targets),
-            "starts": torch.from_numpy(starts.astype(np.int32)),
+            "starts": tuple(starts.tolist()),  # numbers: they shape the computation, and must not come from the device
             "document": torch.from_numpy(documents),
-            "bad": [],
         }
 
     def _padded(self, documents: NDArray[np.int64]) -> Batch:
         packed = self._packed(documents)
-        starts = packed["starts"].numpy()
-        lengths = np.diff(starts)
+        lengths = np.diff(packed["starts"])
         shape = (len(documents), int(lengths.max()) if len(lengths) else 0)
         columns = packed["position_ids"].numpy()
         rows = np.repeat(np.arange(len(documents)), lengths)
@@ -72,7 +82,7 @@ class TokenDataset:
             table = np.full(shape, filler, np.int64)
             table[rows, columns] = 1 if name == "attention_mask" else packed[name].numpy()
             batch[name] = torch.from_numpy(table)
-        return {**batch, "document": packed["document"], "bad": []}
+        return {**batch, "document": packed["document"]}
 
     def _places(self, documents: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Where each document begins in the batch, where each token stands in the data, and in its document."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recipes.language import attention
 from recipes.language.loss import score, summed_cross_entropy
 from trainer.task import Batch
 
@@ -50,30 +51,38 @@ class CausalLM(nn.Module):
     def _causal(self) -> Any:
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
+    def _arguments(self, batch: Batch) -> tuple[dict[str, Any], Tensor]:
+        inputs, targets = _inputs(batch)
+        if attention.of(self._causal) == attention.NAME:
+            inputs["starts"] = batch["starts"]
+        return inputs, targets
+
     def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states [N, D] after the decoder's last norm, and targets [N], where there are targets."""
         causal = self._causal
-        inputs, targets, chosen = _inputs(batch)
+        inputs, targets = self._arguments(batch)
+        chosen = batch["chosen"]
         output = getattr(causal, causal.base_model_prefix)(**inputs)
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1)[chosen], targets.flatten()[chosen]
 
     def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits [N, V] as the model's own forward makes them."""
-        inputs, targets, chosen = _inputs(batch)
-        length = targets.shape[1]
-        columns = torch.unique(chosen % length)  # of all rows, as transformers' `logits_to_keep` wants it
+        inputs, targets = self._arguments(batch)
+        columns = torch.unique(
+            batch["chosen"] % targets.shape[1]
+        )  # of all rows, as transformers' `logits_to_keep` wants it
         logits: Tensor = self._causal(**inputs, logits_to_keep=columns).logits
         wanted = targets[:, columns]
         return logits[wanted != -100], wanted[wanted != -100]
 
 
-def _inputs(batch: Batch) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Arguments of a transformers model, targets [rows, length], and the flat positions that have a target."""
+def _inputs(batch: Batch) -> tuple[dict[str, Any], Tensor]:
+    """Arguments of a transformers model, and targets [rows, length]."""
     names = ("input_ids", "position_ids", "attention_mask")
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     targets: Tensor = batch["targets"]
     if "starts" in batch:  # packed: one row
-        inputs = {name: value[None] for name, value in inputs.items()} | {"starts": batch["starts"]}
+        inputs = {name: value[None] for name, value in inputs.items()}
         targets = targets[None]
-    return {**inputs, "use_cache": False}, targets, (targets.flatten() != -100).nonzero()[:, 0]
+    return {**inputs, "use_cache": False}, targets

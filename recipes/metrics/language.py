@@ -34,7 +34,9 @@ class LanguageMetrics(Metrics):
     def update(self, documents: Tensor, losses: Tensor, hits: Tensor) -> None:
         """Add N targets: index of their document, cross-entropy, whether the likeliest token was right; each [N]."""
         table = self.sums["documents"]
-        rows = torch.stack([losses.to(table.dtype), hits.to(table.dtype), torch.ones_like(losses, dtype=table.dtype)], 1)
+        rows = torch.stack(
+            [losses.to(table.dtype), hits.to(table.dtype), torch.ones_like(losses, dtype=table.dtype)], 1
+        )
         table.index_add_(0, documents, rows)
 
     def compute(self) -> dict[str, float]:
@@ -110,12 +112,16 @@ def _resampled(table: Table) -> dict[str, Table]:
     draw = np.random.default_rng(0)
     sums = np.empty((RESAMPLES, 3))
     for number in range(RESAMPLES):  # one at a time: a matrix of all draws would not fit for a million documents
-        sums[number] = np.bincount(draw.integers(0, len(table), len(table)), minlength=len(table)) @ table if len(table) else 0
+        sums[number] = (
+            np.bincount(draw.integers(0, len(table), len(table)), minlength=len(table)) @ table if len(table) else 0
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = sums[:, 0] / sums[:, 2]
         return {"loss": mean, "perplexity": np.exp(np.minimum(mean, 700)), "token_accuracy": sums[:, 1] / sums[:, 2]}
 
 
 def _ends(drawn: Table) -> tuple[float, float]:
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if not np.isnan(drawn).all() else (math.nan,) * 2
+    low, high = (
+        np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if not np.isnan(drawn).all() else (math.nan,) * 2
+    )
     return float(low), float(high)
