@@ -22,7 +22,7 @@ from recipes.language.preview import preview as show
 from recipes.language.tokens import TokenOptions, tokenise
 from recipes.metrics.language import LanguageMetrics
 from trainer.errors import UserError
-from trainer.task import Batch, Metrics, Preview, Pretrained, Task
+from trainer.task import Batch, Metrics, Pretrained, Preview, Task
 
 
 @dataclass(frozen=True)

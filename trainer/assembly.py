@@ -14,6 +14,11 @@ def build_data(config: RunConfig) -> Data:
     return data
 
 
+def base_of(task: Task) -> str | None:
+    """Fingerprint of the weights that the task's model began with; None from scratch."""
+    return task.pretrained.fingerprint if task.pretrained is not None else None
+
+
 def build_task(config: RunConfig, data: Data) -> Task:
     """The recipe's task, on this process's CPU. `init_from` and `adapter` are handed over where they are set."""
     more: dict[str, Any] = {"init_from": config.init_from, "adapter": config.adapter}

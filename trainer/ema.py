@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 _EXACT = (torch.float32, torch.float64)
 
@@ -19,9 +18,10 @@ class WeightAverage:
     1 − decay of a weight is not rounded away. Works on sharded weights: each rank averages its own part.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, live: Mapping[str, torch.Tensor], decay: float) -> None:
+        """`live`: a model's own tensors by name, e.g. `Engine.kept()`; what is no floating-point number is left out."""
         self.decay = decay
-        self._live = {name: t for name, t in model.state_dict(keep_vars=True).items() if t.is_floating_point()}
+        self._live = {name: tensor for name, tensor in live.items() if tensor.is_floating_point()}
         self.tensors = {
             name: tensor.detach().clone() if tensor.dtype in _EXACT else tensor.detach().float()
             for name, tensor in self._live.items()

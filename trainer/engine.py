@@ -107,10 +107,16 @@ class Engine:
 
     # -- set-up ---------------------------------------------------------------------------------------------------
 
-    def setup(self, model: nn.Module, build_optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]]) -> None:
+    def setup(
+        self,
+        model: nn.Module,
+        build_optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]],
+        pretrained: str | None = None,
+    ) -> None:
         """Bring the model to the device, wrap it for the strategy, then make its optimizers.
 
         Afterwards `self.model` is what the loop calls, `self.bare` has the parameters under their own names.
+        `pretrained` is the fingerprint of weights that can be loaded again, where the model began with such.
         """
         model = self.precision.convert_module(model)
         self.strategy.module_to_device(model)
@@ -121,10 +127,25 @@ class Engine:
         self.model = self.strategy.setup_module(model)
         self.optimizers = build_optimizers(self.bare)
         self._seeds: dict[float, torch.Tensor] = {}
-        self._by_name = dict(self.bare.state_dict(keep_vars=True))
+        is_whole = pretrained is None or all(p.requires_grad for p in self.bare.parameters())
+        self.base: str | None = None if is_whole else pretrained
+        """Fingerprint of the pretrained weights that checkpoints leave out; None where they hold all weights."""
+        self._by_name = self.kept()
         self._parameters = [p for p in self.bare.parameters() if p.requires_grad]
         sync_control = getattr(self.strategy, "_backward_sync_control", None)
         self._no_sync = sync_control.no_backward_sync if sync_control is not None and self.world.size > 1 else None
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must hold, live and by name: all but frozen weights that can be loaded again (`self.base`).
+
+        Of a quantised layer, those are the weights and what its state_dict says of their quantisation.
+        """
+        state = dict(self.bare.state_dict(keep_vars=True))
+        if self.base is None:
+            return state
+        own = {name for name, p in self.bare.named_parameters(remove_duplicate=False) if p.requires_grad}
+        own |= {name for name, _ in self.bare.named_buffers(remove_duplicate=False)}
+        return {name: tensor for name, tensor in state.items() if name in own}
 
     # -- one step -------------------------------------------------------------------------------------------------
 

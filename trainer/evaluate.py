@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer import checkpoint, random_state
-from trainer.assembly import build_data, build_task
+from trainer.assembly import base_of, build_data, build_task
 from trainer.checkpoint import Checkpoint
 from trainer.component import Component
 from trainer.config import RunConfig
@@ -51,8 +51,8 @@ def evaluate_run(run: Run, config: RunConfig, which: str, split: str, world: Wor
         task = build_task(config, data)
         dataset = task.data.split(split)
         assert dataset is not None
-        engine.setup(task.model, lambda model: [])
-        ema = WeightAverage(engine.bare, config.train.ema_decay) if config.train.ema_decay else None
+        engine.setup(task.model, lambda model: [], base_of(task))
+        ema = WeightAverage(engine.kept(), config.train.ema_decay) if config.train.ema_decay else None
         load_for_evaluation(engine, ema, found)
         loading = replace(config.loading, batch_size=config.evaluate.batch_size or config.loading.batch_size)
         result = evaluate(engine, task, dataset, loading, ema)

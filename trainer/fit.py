@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from trainer import checkpoint, failures, health, random_state, saving, state
-from trainer.assembly import build_data, build_task
+from trainer.assembly import base_of, build_data, build_task
 from trainer.checkpoint import Checkpoint, Manifest
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
@@ -19,6 +19,7 @@ from trainer.evaluation import evaluate
 from trainer.health import Heartbeat
 from trainer.loop import Job, train
 from trainer.non_finite import Guard
+from trainer.peft_adapter import write_adapter
 from trainer.preemption import Preemption
 from trainer.progress import Progress as Display
 from trainer.report import Report, known_bad_samples, write_pictures
@@ -108,8 +109,8 @@ def _set_up(config: RunConfig, resume: Run | None, engine: Engine, say: Say, tel
         task = build_task(config, build_data(config))
         data = task.data  # the recipe's: of conversations it makes tokens
         train_set = _train_split(data)
-        engine.setup(task.model, lambda model: config.optimizer.build(model=model))
-        ema = WeightAverage(engine.bare, config.train.ema_decay) if config.train.ema_decay else None
+        engine.setup(task.model, lambda model: config.optimizer.build(model=model), base_of(task))
+        ema = WeightAverage(engine.kept(), config.train.ema_decay) if config.train.ema_decay else None
         run: Run | None = None
 
         def start() -> Path:
@@ -152,7 +153,9 @@ def _train(
     heart.beat("save")
     job.saver.wait()
     if done:
-        _test(config, job, parts, say)
+        _load_best(config, job, parts, say)
+        _test(config, job, parts)
+        _write_adapter(job, parts)
     _close_display(parts)
     heart.beat("end")
     return done
@@ -317,19 +320,35 @@ def _last_metrics(run: Run | None) -> dict[str, float]:
     return metrics
 
 
-def _test(config: RunConfig, job: Job, parts: _Parts, say: Say) -> None:
-    """Evaluate once on the test split, with the best weights where `checkpoint.monitor` names them."""
+def _load_best(config: RunConfig, job: Job, parts: _Parts, say: Say) -> None:
+    """After training: the best weights, where `checkpoint.monitor` names them and something is yet to be done."""
+    rule = config.checkpoint
+    is_needed = config.adapter is not None or (config.evaluate.test and parts.data.split("test") is not None)
+    if rule.monitor is None or not is_needed:
+        return
+    job.heart.beat("test")
+    monitor, mode = rule.monitor, rule.mode
+    best = job.engine.on_main(lambda: checkpoint.best_whole(parts.folder / "checkpoints", monitor, mode, say))
+    if best is not None and best.manifest.step != job.progress.step:
+        load_for_evaluation(job.engine, job.ema, best)
+
+
+def _write_adapter(job: Job, parts: _Parts) -> None:
+    """The adapter's weights, which are the best or the last ones, for other programs: `RUN/adapter/`."""
+    if job.config.adapter is None:
+        return
+    job.heart.beat("save")
+    tensors = state.whole(job.ema.tensors if job.ema is not None else job.engine.kept())
+    job.engine.on_main(lambda: write_adapter(parts.task, tensors, parts.folder / "adapter"))
+
+
+def _test(config: RunConfig, job: Job, parts: _Parts) -> None:
+    """Evaluate once on the test split."""
     test_set = parts.data.split("test")
     if not config.evaluate.test or test_set is None:
         return
     beat = partial(job.heart.beat, "test")
     beat()
-    rule = config.checkpoint
-    if rule.monitor is not None:
-        monitor, mode = rule.monitor, rule.mode
-        best = job.engine.on_main(lambda: checkpoint.best_whole(parts.folder / "checkpoints", monitor, mode, say))
-        if best is not None and best.manifest.step != job.progress.step:
-            load_for_evaluation(job.engine, job.ema, best)
     result = evaluate(job.engine, job.task, test_set, job.eval_loading, job.ema, beat)
     job.report.bad_samples("test", result.bad)
     if job.report.run is not None:
@@ -339,10 +358,7 @@ def _test(config: RunConfig, job: Job, parts: _Parts, say: Say) -> None:
 
 def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkpoint) -> None:
     """Put the weights, and the averaged weights, of a checkpoint into the engine's model."""
-    loaded = saving.load(found.path, found.manifest, engine)
-    state.load_weights(engine.bare, loaded.model)
-    if ema is not None:
-        state.load_average(ema, loaded)
+    state.load_weights(engine, ema, saving.load(found.path, found.manifest, engine))
 
 
 def _warn(parts: _Parts, say: Say, text: str) -> None:

@@ -1,9 +1,9 @@
 """LoRA's two small products folded into the large one: fewer passes over memory, the same numbers.
 
-PEFT computes `base(x) + B(A(dropout(x))) * scaling` as separate operations: three tensors as large as the output are made
-for each layer, and again in the backward pass. Here the product is added where the output lies already (as Unsloth does on
-GPUs), and backward keeps `x` and `x A` only. A layer with dropout, DoRA, several adapters, a merged adapter or a type of
-weight that is not plain keeps PEFT's own forward.
+PEFT computes `base(x) + B(A(dropout(x))) * scaling` as separate operations: three tensors as large as the output are
+made for each layer, and again in the backward pass. Here the product is added where the output lies already (as Unsloth
+does on GPUs), and backward keeps `x` and `x A` only. A layer with dropout, DoRA, several adapters, a merged adapter or
+a type of weight that is not plain keeps PEFT's own forward.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ def fuse(model: nn.Module) -> int:
     from peft.tuners.lora import Linear
 
     fused = 0
+    module: Any
     for module in model.modules():
         if type(module) is Linear and _is_plain(module):
-            module.forward = partial(_forward, module, module.forward)
+            module.forward = partial(_forward, module, module.forward)  # type: ignore[method-assign]
             fused += 1
     return fused
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
 from trainer.component import did_you_mean
-from trainer.errors import UserError
+from trainer.errors import TrainerError, UserError
+from trainer.files import reason, remedy, remove
 from trainer.fused_lora import fuse
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from torch import nn
+    from torch import Tensor, nn
+
+    from trainer.task import Task
 
 ALL_LINEAR = "all-linear"
 
@@ -64,6 +71,8 @@ def adapt(options: LoraOptions, load: Load, quantization: Any = None) -> PeftMod
 
     Raises UserError, before a weight is read, for targets that the model does not have.
     """
+    # It says at each call that 8-bit layers compute in float16, and which kernels it looked for in vain.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     _check_targets(options, load(device="meta"))
@@ -100,9 +109,7 @@ def lora_config(options: LoraOptions) -> LoraConfig:
 
 def find_adapted(model: nn.Module) -> PeftModel | None:
     """The adapted model that `model` is or contains; None where there is none."""
-    from peft import PeftModel
-
-    return next((module for module in model.modules() if isinstance(module, PeftModel)), None)
+    return next((module for module in model.modules() if _is_adapted(module)), None)
 
 
 def _keep_weights_as_they_are(model: nn.Module) -> None:
@@ -170,3 +177,40 @@ def _linear_layers(skeleton: nn.Module) -> list[str]:
 def _short_names(names: Sequence[str]) -> list[str]:
     """Last parts of dotted names, each once: `q_proj` stands for that of every block."""
     return list(dict.fromkeys(last for name in names if not (last := name.rpartition(".")[2]).isdecimal()))
+
+
+def write_adapter(task: Task, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the task's adapter in PEFT's own format, with the tokenizer, in place of what is in `folder`.
+
+    `PeftModel.from_pretrained(base, folder)` and `AutoPeftModelForCausalLM.from_pretrained(folder)` read it.
+
+    Args:
+        tensors: weights by their name in `task.model`, whole and on the CPU, e.g. a checkpoint's.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    name, model = next((name, module) for name, module in task.model.named_modules() if _is_adapted(module))
+    prefix = f"{name}." if name else ""
+    own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    adapter = get_peft_model_state_dict(model, state_dict=own, save_embedding_layers=False)
+    making = folder.with_name(f".{folder.name}.making")
+    remove(making)
+    try:
+        making.mkdir()
+        save_file({key: value.contiguous() for key, value in adapter.items()}, making / "adapter_model.safetensors")
+        replace(model.peft_config["default"], inference_mode=True).save_pretrained(str(making))
+        if task.tokenizer is not None:
+            task.tokenizer.save_pretrained(making)
+        remove(folder)
+        os.replace(making, folder)
+    except OSError as error:
+        raise TrainerError(f"{folder}: the adapter could not be written ({reason(error)}); {remedy(error)}") from error
+    finally:
+        remove(making)
+
+
+def _is_adapted(module: nn.Module) -> TypeGuard[PeftModel]:
+    from peft import PeftModel
+
+    return isinstance(module, PeftModel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from trainer import random_state
 from trainer.ema import WeightAverage
 from trainer.engine import Engine
-from trainer.errors import TrainerError
+from trainer.errors import TrainerError, UserError
 
 Tensors = dict[str, torch.Tensor]
 
@@ -54,7 +55,7 @@ def capture(engine: Engine, ema: WeightAverage | None, progress: Progress) -> Jo
                 optimizer_numbers[f"{name}/{key}"] = value
     every_rank = engine.gather(random_state.capture(engine.device))
     return JobState(
-        model={name: tensor.detach() for name, tensor in engine.bare.state_dict().items()},
+        model={name: tensor.detach() for name, tensor in engine.kept().items()},
         optimizer=optimizer,
         ema=dict(ema.tensors) if ema else {},
         random={f"rank{rank}/{kind}": t for rank, states in enumerate(every_rank) for kind, t in states.items()},
@@ -62,15 +63,14 @@ def capture(engine: Engine, ema: WeightAverage | None, progress: Progress) -> Jo
             "progress": progress.__dict__.copy(),
             "optimizer": optimizer_numbers,
             "scaler": engine.precision.state_dict(),
+            "base": engine.base,
         },
     )
 
 
 def restore(engine: Engine, ema: WeightAverage | None, state: JobState, seed: int) -> Progress:
     """Put a loaded state into the engine; all ranks call it. Tensors may be whole or already sharded."""
-    load_weights(engine.bare, state.model)
-    if ema is not None:
-        load_average(ema, state)
+    load_weights(engine, ema, state)
     values: dict[str, Any] = {**state.optimizer, **state.numbers["optimizer"]}
     for name, live in _optimizer_states(engine):
         mine = {key.rsplit("/", 1)[1]: value for key, value in values.items() if key.rsplit("/", 1)[0] == name}
@@ -92,16 +92,37 @@ def restore(engine: Engine, ema: WeightAverage | None, state: JobState, seed: in
     return progress
 
 
-def load_weights(model: torch.nn.Module, tensors: Tensors) -> None:
-    """Copy whole or sharded tensors into a model's parameters and buffers, name by name."""
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        _copy_into(tensor.detach(), tensors[name])
+def load_weights(engine: Engine, ema: WeightAverage | None, state: JobState) -> None:
+    """Copy whole or sharded tensors into the model's parameters and buffers, and the averages, name by name.
 
-
-def load_average(ema: WeightAverage, state: JobState) -> None:
-    """Copy the averaged weights, or the weights where the state has no average."""
-    for name, tensor in ema.tensors.items():
+    Averages are the weights where the state has none. Raises UserError for a checkpoint that lacks the frozen weights
+    of another base than the model has.
+    """
+    require_base(engine.base, state)
+    for name, tensor in engine.kept().items():
+        _copy_into(tensor.detach(), state.model[name])
+    for name, tensor in ema.tensors.items() if ema is not None else ():
         _copy_into(tensor, (state.ema or state.model)[name])
+
+
+def require_base(base: str | None, state: JobState) -> None:
+    """UserError where a checkpoint was made beside other frozen weights than those of fingerprint `base`."""
+    theirs = state.numbers.get("base")
+    if theirs != base:
+        raise UserError(
+            f"init_from: the checkpoint was trained beside other frozen weights (fingerprint {str(theirs)[:12]}) than "
+            f"those that are there now ({str(base)[:12]}): put the former back, or start a new run"
+        )
+
+
+def whole(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Copies on the CPU, put together where they are sharded; all ranks call it with the same names."""
+    return {name: _full(tensor.detach()).to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def _full(tensor: Any) -> torch.Tensor:
+    full: torch.Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.to_dense() if full.is_sparse else full
 
 
 def _optimizer_states(engine: Engine) -> list[tuple[str, dict[str, Any]]]:

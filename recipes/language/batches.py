@@ -50,9 +50,11 @@ class TokenDataset:
         """The document of each chosen position."""
         if "starts" in batch:
             ends = torch.tensor(batch["starts"][1:])
-            return batch["document"][torch.searchsorted(ends, batch["chosen"], right=True)]
-        length = batch["targets"].shape[1]
-        return batch["document"][batch["chosen"] // max(length, 1)]
+            row = torch.searchsorted(ends, batch["chosen"], right=True)
+        else:
+            row = batch["chosen"] // max(batch["targets"].shape[1], 1)
+        documents: torch.Tensor = batch["document"]
+        return documents[row]
 
     def _packed(self, documents: NDArray[np.int64]) -> Batch:
         starts, places, positions = self._places(documents)

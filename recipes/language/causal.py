@@ -26,9 +26,8 @@ class CausalLM(nn.Module):
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
         self.lm = lm
-        causal: Any = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-        head = causal.get_output_embeddings()
-        plain = all(getattr(causal.config, name, None) is None for name in _BENT_LOGITS)
+        head = self._causal.get_output_embeddings()
+        plain = all(getattr(self._causal.config, name, None) is None for name in _BENT_LOGITS)
         self._is_plain = plain and type(head) is nn.Linear
         """Whether logits are nothing but the output layer of the decoder's last hidden states."""
 
@@ -49,7 +48,8 @@ class CausalLM(nn.Module):
 
     @property
     def _causal(self) -> Any:
-        return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
+        lm: Any = self.lm
+        return lm.get_base_model() if hasattr(lm, "get_base_model") else lm
 
     def _arguments(self, batch: Batch) -> tuple[dict[str, Any], Tensor]:
         inputs, targets = _inputs(batch)
@@ -69,9 +69,7 @@ class CausalLM(nn.Module):
     def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits [N, V] as the model's own forward makes them."""
         inputs, targets = self._arguments(batch)
-        columns = torch.unique(
-            batch["chosen"] % targets.shape[1]
-        )  # of all rows, as transformers' `logits_to_keep` wants it
+        columns = torch.unique(batch["chosen"] % targets.shape[1])  # transformers keeps the same ones of all rows
         logits: Tensor = self._causal(**inputs, logits_to_keep=columns).logits
         wanted = targets[:, columns]
         return logits[wanted != -100], wanted[wanted != -100]

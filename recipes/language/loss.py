@@ -1,7 +1,7 @@
-"""Cross-entropy over a large vocabulary without its logits: chunk by chunk, with the gradient made in the forward pass.
+"""Cross-entropy over a large vocabulary without its logits: in chunks, with the gradient made in the forward pass.
 
-The logits of a micro-batch are its largest tensor by far (2,000 tokens × 128,000 words × 4 bytes = 1 GB, twice with their
-gradient). Here a chunk of positions at a time becomes logits, then, in the same memory, their gradient, then the
+The logits of a micro-batch are its largest tensor by far (2,000 tokens × 128,000 words × 4 bytes = 1 GB, twice with
+their gradient). Here a chunk of positions at a time becomes logits, then, in the same memory, their gradient, then the
 gradient of the hidden states, which is small (Hsu et al. 2024, "Liger Kernel"). Nothing is computed twice.
 """
 

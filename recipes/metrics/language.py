@@ -108,13 +108,11 @@ def read(folder: Path) -> dict[int, tuple[float, float, float]]:
 
 
 def _resampled(table: Table) -> dict[str, Table]:
-    """Each metric of `RESAMPLES` samples of the documents, drawn with replacement; the same draws for the same length."""
+    """Each metric of `RESAMPLES` samples of the documents, drawn with replacement; equal draws for equal lengths."""
     draw = np.random.default_rng(0)
-    sums = np.empty((RESAMPLES, 3))
+    sums, size = np.empty((RESAMPLES, 3)), len(table)
     for number in range(RESAMPLES):  # one at a time: a matrix of all draws would not fit for a million documents
-        sums[number] = (
-            np.bincount(draw.integers(0, len(table), len(table)), minlength=len(table)) @ table if len(table) else 0
-        )
+        sums[number] = np.bincount(draw.integers(0, size, size), minlength=size) @ table if size else 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = sums[:, 0] / sums[:, 2]
         return {"loss": mean, "perplexity": np.exp(np.minimum(mean, 700)), "token_accuracy": sums[:, 1] / sums[:, 2]}

@@ -12,7 +12,7 @@ from trainer.ema import WeightAverage
 def test_follows_its_formula_and_gives_the_weights_back() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    average = WeightAverage(model, 0.9)
+    average = WeightAverage(model.state_dict(keep_vars=True), 0.9)
     expected = {k: v.clone() for k, v in model.state_dict().items() if v.is_floating_point()}
     for step in range(1, 30):
         with torch.no_grad():
@@ -37,7 +37,7 @@ def test_follows_its_formula_and_gives_the_weights_back() -> None:
 
 def test_the_average_of_half_precision_weights_moves_by_less_than_they_can_tell() -> None:
     model = nn.Linear(4, 4).to(torch.bfloat16)
-    average = WeightAverage(model, 0.999)
+    average = WeightAverage(model.state_dict(keep_vars=True), 0.999)
     with torch.no_grad():
         model.weight.fill_(1.0)
         average.tensors["weight"].fill_(0.9)
@@ -53,7 +53,7 @@ def test_the_average_of_half_precision_weights_moves_by_less_than_they_can_tell(
 
 def test_weights_come_back_after_an_error() -> None:
     model = nn.Linear(2, 2)
-    average = WeightAverage(model, 0.5)
+    average = WeightAverage(model.state_dict(keep_vars=True), 0.5)
     live = model.weight.detach().clone().add_(1)
     with torch.no_grad():
         model.weight.copy_(live)

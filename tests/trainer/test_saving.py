@@ -31,7 +31,7 @@ def engine() -> Engine:
 
 
 def test_what_is_written_is_the_state_of_the_moment_of_the_save(engine: Engine, tmp_path: Path) -> None:
-    saver, average = Saver(tmp_path, Checkpoint(keep=9), engine), WeightAverage(engine.bare, 0.9)
+    saver, average = Saver(tmp_path, Checkpoint(keep=9), engine), WeightAverage(engine.kept(), 0.9)
     expected = []
     for step in range(1, 5):
         captured = state.capture(engine, average, Progress(step, 10 * step))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -71,8 +70,6 @@ def _require_bitsandbytes() -> None:
 
     from trainer.errors import UserError
 
-    # It says at each call that 8-bit layers compute in float16, and which kernels it looked for in vain.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401
     except Exception as error:  # absent, or without its library for this platform

@@ -25,6 +25,7 @@ from trainer import random_state
 from trainer.blocks import find_blocks
 from trainer.loop import Job
 from trainer.sampling import MicroBatch
+from trainer.state import whole
 from trainer.task import Batch
 from trainer.tensor_file import write_tensors
 from trainer.verify import Order
@@ -101,7 +102,7 @@ class Recorder:
             kind: hashlib.sha256(state.numpy().tobytes()).hexdigest()
             for kind, state in random_state.capture(job.engine.device).items()
         }
-        self._before = whole(job.engine.bare.state_dict())
+        self._before = whole(job.engine.kept())
         if self._order.stops:
             signal.raise_signal(signal.SIGTERM)  # a wish to stop, which the loop fulfils after this step
 
@@ -204,16 +205,6 @@ def _lower_loss_scale(job: Job) -> None:
     state = job.engine.precision.state_dict()
     if "scale" in state:
         job.engine.precision.load_state_dict({**state, "scale": min(state["scale"], LOSS_SCALE)})
-
-
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, put together where they are sharded; all ranks call it with the same names."""
-    return {name: _full(tensor.detach()).to("cpu", copy=True) for name, tensor in tensors.items()}
-
-
-def _full(tensor: Any) -> Tensor:
-    full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.to_dense() if full.is_sparse else full
 
 
 @torch.no_grad()
