@@ -93,11 +93,18 @@ def spread(samples: Sequence[float]) -> float:
     return abs(high - low) / statistics.median(samples)
 
 
-def finish(title: str, rows: Sequence[Row], json_file: Path | None, packages: Sequence[str]) -> None:
-    """Print the table and write the file."""
+def finish(
+    title: str,
+    rows: Sequence[Row],
+    json_file: Path | None,
+    packages: Sequence[str],
+    elsewhere: Mapping[str, str] | None = None,
+) -> None:
+    """Print the table and write the file; `elsewhere` are versions in a peer's own environment."""
     show(title, rows)
     if json_file is not None:
-        content = {"rows": [row.as_json() for row in rows], "machine": machine(), "versions": versions(packages)}
+        found = {**versions(packages), **(elsewhere or {})}
+        content = {"rows": [row.as_json() for row in rows], "machine": machine(), "versions": found}
         json_file.write_text(json.dumps(content, indent=2) + "\n")
 
 

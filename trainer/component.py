@@ -68,13 +68,17 @@ class Component:
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module's `build(config, *args, **kwargs)`; `config` is None where the file has no `Config`."""
+        return self.call("build", *args, **kwargs)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call another function of the module as `build` is called. Raises UserError where it has none."""
         module = self.module()
-        build = getattr(module, "build", None)
-        if build is None:
-            raise UserError(f"{self.kind} {self.name}: {module.__file__} has no function `build`")
+        function = getattr(module, name, None)
+        if function is None:
+            raise UserError(f"{self.kind} {self.name}: {module.__file__} has no function `{name}`")
         config_class = getattr(module, "Config", None)
         config = construct(config_class, self.options) if config_class is not None else None
-        return build(config, *args, **kwargs)
+        return function(config, *args, **kwargs)
 
 
 def available(kind: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 from trainer.component import did_you_mean
 from trainer.errors import TrainerError, UserError
 from trainer.files import reason, remedy, remove
+from trainer.fused_lora import fuse
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -83,6 +84,7 @@ def adapt(options: LoraOptions, load: Load, quantization: Any = None) -> PeftMod
         # Tied embeddings among the targets are refused above; the rest is advice to library users.
         warnings.simplefilter("ignore")
         model: PeftModel = get_peft_model(base, lora_config(options))
+    fuse(model)
     return model
 
 

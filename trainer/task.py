@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,6 +42,30 @@ class Data(Protocol):
     def split(self, name: str) -> Dataset | None:
         """The split `train`, `val` or `test`; None where the data set has no such split."""
         ...
+
+
+@dataclass(frozen=True)
+class PreviewSample:
+    """One sample as the model sees it."""
+
+    place: str
+    """Where it comes from, e.g. `file.jsonl:17`."""
+    pieces: Sequence[tuple[str, bool]]
+    """Its text in parts, each with whether the loss counts it."""
+    tokens: int
+    targets: int
+    """Of the tokens, those that the loss counts."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a recipe's `preview(config, data, init_from, split, num, seed)` returns: `trainer data preview` shows it."""
+
+    samples: Sequence[PreviewSample]
+    lines: Sequence[str]
+    """What there is to know about the split, for a reader."""
+    facts: Mapping[str, Any]
+    """The same as plain data."""
 
 
 class Metrics(ABC):

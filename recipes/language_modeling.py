@@ -1,0 +1,163 @@
+"""Predict the next token: pre-training on text, or fine-tuning on conversations, whole or by adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from recipes.language import attention
+from recipes.language.base import Base, find
+from recipes.language.batches import TokenDataset
+from recipes.language.cache import cache_folder
+from recipes.language.causal import CausalLM
+from recipes.language.conversations import ConversationSplits
+from recipes.language.grouping import Layout, group
+from recipes.language.preview import preview as show
+from recipes.language.tokens import TokenOptions, tokenise
+from recipes.metrics.language import LanguageMetrics
+from trainer.errors import UserError
+from trainer.task import Batch, Metrics, Pretrained, Preview, Task
+
+
+@dataclass(frozen=True)
+class Config:
+    max_length: Annotated[int, ">= 2"] = 1024
+    """Tokens of a conversation at most, and of a sample (whole conversations that are packed into one)."""
+    train_on: Literal["assistant", "all"] = "assistant"
+    """Whether the loss counts the assistant's tokens alone; plain text is learnt as a whole."""
+    too_long: Literal["truncate", "drop", "error"] = "truncate"
+    """What happens to a conversation that is longer than `max_length`: cut its end off, leave it out, or stop."""
+    packing: Literal["auto", "packed", "padded"] = "auto"
+    """`packed` lays conversations end to end, each attending to itself alone; `padded` makes rows of near-equal length;
+    `auto` packs where the model's attention allows it."""
+    chat_template: str | None = None
+    """File of a Jinja template that turns turns into text; the tokenizer's own where not given."""
+    tokenizer: str | None = None
+    """Folder, GGUF file or hub id of a tokenizer; that of `init_from` where not given."""
+
+
+class ModelComponent(Protocol):
+    """The model's section of the config."""
+
+    def build(self, **options: Any) -> nn.Module: ...
+
+
+class AdapterComponent(Protocol):
+    """The adapter's section of the config."""
+
+    def build(self, load: Callable[..., nn.Module]) -> nn.Module: ...
+
+
+class LanguageData:
+    """The splits of a data set as tokens, in samples."""
+
+    def __init__(
+        self, conversations: ConversationSplits, tokenizer: Any, options: TokenOptions, layout: Layout
+    ) -> None:
+        self.fingerprint = conversations.fingerprint
+        self.notes = list(conversations.notes)
+        """Lines for the user, on what was found and what became of it."""
+        self._splits: dict[str, TokenDataset] = {}
+        for name in ("train", "val", "test"):
+            found = conversations.split(name)
+            if found is not None:
+                tokens = tokenise(found, tokenizer, options, cache_folder(), self.notes.append, name)
+                # The same samples for all seeds: the seed decides their order.
+                groups = group(tokens.lengths, options.max_length, layout, seed=0)
+                self._splits[name] = TokenDataset(tokens, groups, layout, tokenizer.pad_token_id or 0)
+
+    def split(self, name: str) -> TokenDataset | None:
+        return self._splits.get(name)
+
+
+class LanguageModeling(Task):
+    """Tokens to the cross-entropy of their successors."""
+
+    data: LanguageData
+
+    def __init__(self, model: CausalLM, data: LanguageData, tokenizer: Any, pretrained: Pretrained | None) -> None:
+        self.model = model
+        self.data = data
+        self.tokenizer = tokenizer
+        self.pretrained = pretrained
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+        """Sum of cross-entropies in nats, and the number of targets."""
+        return model(batch), len(batch["chosen"])
+
+    def metrics(self, device: torch.device) -> Metrics:
+        splits = (self.data.split(name) for name in ("val", "test"))
+        return LanguageMetrics(max((len(split.tokens) for split in splits if split is not None), default=0), device)
+
+    def evaluate(self, model: nn.Module, batch: Batch, metrics: Metrics) -> None:
+        assert isinstance(metrics, LanguageMetrics)
+        losses, hits = model(batch, per_token=True)
+        metrics.update(batch["chosen_document"], losses, hits)
+
+
+def build(
+    config: Config,
+    model: ModelComponent,
+    data: ConversationSplits,
+    init_from: str | None = None,
+    adapter: AdapterComponent | None = None,
+) -> LanguageModeling:
+    base = find(init_from) if init_from is not None else None
+    tokenizer = _tokenizer(config, base)
+    options = TokenOptions(config.max_length, config.train_on, _template(config), config.too_long)
+    load = partial(model.build, base=base, tokenizer=tokenizer)
+    skeleton = load(device="meta")
+    _check_length(skeleton, config.max_length)
+    layout = _choose_layout(config.packing, skeleton)
+    tokens = LanguageData(data, tokenizer, options, layout)  # before the weights: what is wrong with it shows sooner
+    lm: Any = adapter.build(load) if adapter is not None else load()
+    if layout == "packed" and attention.of(lm) != attention.FLASH:
+        attention.use(lm)
+    return LanguageModeling(CausalLM(lm), tokens, tokenizer, base)
+
+
+def preview(
+    config: Config, data: ConversationSplits, init_from: str | None, split: str, num: int, seed: int
+) -> Preview:
+    """For `trainer data preview`: needs the tokenizer, not the weights."""
+    tokenizer = _tokenizer(config, find(init_from) if init_from is not None else None)
+    options = TokenOptions(config.max_length, config.train_on, _template(config), config.too_long)
+    return show(data, tokenizer, options, split=split, num=num, seed=seed)
+
+
+def _tokenizer(config: Config, base: Base | None) -> Any:
+    if config.tokenizer is not None:
+        return find(config.tokenizer).tokenizer()
+    if base is None:
+        raise UserError("recipe.tokenizer: is needed to begin from scratch: a folder, a GGUF file or a hub id")
+    return base.tokenizer()
+
+
+def _template(config: Config) -> str | None:
+    if config.chat_template is None:
+        return None
+    try:
+        return Path(config.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe.chat_template: {config.chat_template}: {error}") from error
+
+
+def _check_length(skeleton: Any, max_length: int) -> None:
+    longest = getattr(skeleton.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and max_length > longest:
+        raise UserError(f"recipe.max_length: is {max_length}, and the model takes {longest} tokens at most")
+
+
+def _choose_layout(wanted: Literal["auto", "packed", "padded"], skeleton: nn.Module) -> Layout:
+    possible = attention.can_pack(skeleton)
+    if wanted == "packed" and not possible:
+        raise UserError(
+            "recipe.packing: this model's attention can't be told where a conversation ends; use auto or padded"
+        )
+    return "padded" if wanted == "padded" or not possible else "packed"
