@@ -75,6 +75,8 @@ class Evaluate:
     """Evaluate on the `val` split after this many epochs."""
     every_steps: Annotated[int, ">= 1"] | None = None
     """Evaluate on the `val` split after this many optimizer steps."""
+    at_start: bool = False
+    """Evaluate on `val` and `test` before the first step, too: the closing table then shows before and after."""
     batch_size: Annotated[int, ">= 1"] | None = None
     """Samples per device; the training batch size where not given."""
     test: bool = True

@@ -8,13 +8,14 @@ from pathlib import Path
 from trainer import checkpoint, random_state
 from trainer.assembly import base_of, build_data, build_task
 from trainer.checkpoint import Checkpoint
+from trainer.closing import load_for_evaluation
 from trainer.component import Component
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
 from trainer.engine import Engine
 from trainer.errors import TrainerError, UserError
 from trainer.evaluation import evaluate
-from trainer.fit import Say, load_for_evaluation
+from trainer.fit import Say
 from trainer.report import write_pictures
 from trainer.run import Run
 from trainer.world import World

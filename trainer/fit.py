@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from trainer import checkpoint, failures, health, random_state, saving, state
+from trainer import failures, health, random_state, saving, state
 from trainer.assembly import base_of, build_data, build_task
 from trainer.checkpoint import Checkpoint, Manifest
+from trainer.closing import Compared, close, evaluate_first
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
 from trainer.engine import Engine
 from trainer.errors import Followed, Preempted, TrainerError, UserError
-from trainer.evaluation import evaluate
 from trainer.health import Heartbeat
 from trainer.loop import Job, train
 from trainer.non_finite import Guard
-from trainer.peft_adapter import write_adapter
 from trainer.preemption import Preemption
 from trainer.progress import Progress as Display
-from trainer.report import Report, known_bad_samples, write_pictures
+from trainer.report import Report, known_bad_samples
 from trainer.resume import begin, find_unfinished, go_back
 from trainer.run import Run
 from trainer.sampling import Plan
@@ -52,6 +51,8 @@ class Result:
     steps: int
     warning: str | None
     """What the user should know about tracking; None when all is well."""
+    compared: Compared
+    """Split -> what changed between the evaluation before the first step and the last one."""
 
 
 @dataclass
@@ -67,6 +68,7 @@ class _Parts:
     """On rank 0 only."""
     tracker: Tracker | None = None
     job: Job | None = None
+    compared: Compared = field(default_factory=dict)
 
 
 def fit(
@@ -128,6 +130,8 @@ def _set_up(config: RunConfig, resume: Run | None, engine: Engine, say: Say, tel
             raise Followed("ended by the failure of another rank, which tells its cause", error) from error
         tell(error)
         raise
+    for line in getattr(data, "notes", ()):
+        say(line)
     say(f"run directory: {folder}")
     return _Parts(data, task, train_set, ema, folder, run)
 
@@ -149,13 +153,12 @@ def _train(
         prepare(job)
     if parts.tracker is not None:
         parts.tracker.start()
+    evaluate_first(job, parts.data)
     done = train(job)
     heart.beat("save")
     job.saver.wait()
     if done:
-        _load_best(config, job, parts, say)
-        _test(config, job, parts)
-        _write_adapter(job, parts)
+        parts.compared = close(job, parts.data, parts.folder, say)
     _close_display(parts)
     heart.beat("end")
     return done
@@ -182,7 +185,9 @@ def _end(done: bool, parts: _Parts, engine: Engine, preemption: Preemption) -> R
     if parts.run is None:
         return None
     summary = parts.job.report.summary()
-    return Result(parts.run.path, metrics, steps=parts.job.progress.step, warning=warning, **summary)
+    return Result(
+        parts.run.path, metrics, steps=parts.job.progress.step, warning=warning, compared=parts.compared, **summary
+    )
 
 
 def _conclude(parts: _Parts, world: World, error: BaseException, say: Say, tell: Tell) -> BaseException:
@@ -318,47 +323,6 @@ def _last_metrics(run: Run | None) -> dict[str, float]:
     for entry in run.read_metrics() if run is not None else ():
         metrics |= {name: value for name, value in entry.items() if name.startswith(("val/", "test/"))}
     return metrics
-
-
-def _load_best(config: RunConfig, job: Job, parts: _Parts, say: Say) -> None:
-    """After training: the best weights, where `checkpoint.monitor` names them and something is yet to be done."""
-    rule = config.checkpoint
-    is_needed = config.adapter is not None or (config.evaluate.test and parts.data.split("test") is not None)
-    if rule.monitor is None or not is_needed:
-        return
-    job.heart.beat("test")
-    monitor, mode = rule.monitor, rule.mode
-    best = job.engine.on_main(lambda: checkpoint.best_whole(parts.folder / "checkpoints", monitor, mode, say))
-    if best is not None and best.manifest.step != job.progress.step:
-        load_for_evaluation(job.engine, job.ema, best)
-
-
-def _write_adapter(job: Job, parts: _Parts) -> None:
-    """The adapter's weights, which are the best or the last ones, for other programs: `RUN/adapter/`."""
-    if job.config.adapter is None:
-        return
-    job.heart.beat("save")
-    tensors = state.whole(job.ema.tensors if job.ema is not None else job.engine.kept())
-    job.engine.on_main(lambda: write_adapter(parts.task, tensors, parts.folder / "adapter"))
-
-
-def _test(config: RunConfig, job: Job, parts: _Parts) -> None:
-    """Evaluate once on the test split."""
-    test_set = parts.data.split("test")
-    if not config.evaluate.test or test_set is None:
-        return
-    beat = partial(job.heart.beat, "test")
-    beat()
-    result = evaluate(job.engine, job.task, test_set, job.eval_loading, job.ema, beat)
-    job.report.bad_samples("test", result.bad)
-    if job.report.run is not None:
-        job.report.log(job.progress, {f"test/{name}": value for name, value in result.metrics.compute().items()})
-        write_pictures(job.report.run, "test", result.metrics)
-
-
-def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkpoint) -> None:
-    """Put the weights, and the averaged weights, of a checkpoint into the engine's model."""
-    state.load_weights(engine, ema, saving.load(found.path, found.manifest, engine))
 
 
 def _warn(parts: _Parts, say: Say, text: str) -> None:

@@ -18,6 +18,7 @@ from trainer.evaluation import evaluate
 from trainer.files import append_line, complete_lines, reason, remedy
 from trainer.progress import Progress as Display
 from trainer.run import Run
+from trainer.task import Dataset, Metrics
 
 if TYPE_CHECKING:
     from trainer.loop import Job
@@ -87,17 +88,21 @@ class Report:
     def evaluate(self, job: Job) -> dict[str, float]:
         """Evaluate the `val` split; returns the metrics by full name, `val/accuracy`, on every rank."""
         assert job.val_set is not None
-        before = time.perf_counter()
-        beat = partial(job.heart.beat, "evaluate")
-        beat()
-        result = evaluate(job.engine, job.task, job.val_set, job.eval_loading, job.ema, beat)
-        self.bad_samples("val", result.bad)
-        metrics = {f"val/{name}": value for name, value in result.metrics.compute().items()}
-        self.log(job.progress, metrics)
+        metrics = self.evaluate_split(job, "val", job.val_set)
         if self.run is not None and job.progress.step == job.total_steps:
-            write_pictures(self.run, "val", result.metrics)
+            write_pictures(self.run, "val", metrics)
+        return {f"val/{name}": value for name, value in metrics.compute().items()}
+
+    def evaluate_split(self, job: Job, split: str, dataset: Dataset) -> Metrics:
+        """Evaluate a split, and log and show its metrics; every rank calls it."""
+        before = time.perf_counter()
+        beat = partial(job.heart.beat, "evaluate" if split == "val" else split)
+        beat()
+        result = evaluate(job.engine, job.task, dataset, job.eval_loading, job.ema, beat)
+        self.bad_samples(split, result.bad)
+        self.log(job.progress, {f"{split}/{name}": value for name, value in result.metrics.compute().items()})
         self.aside += time.perf_counter() - before
-        return metrics
+        return result.metrics
 
     def save(self, job: Job, metrics: dict[str, float]) -> None:
         """Hand the job's state to the saver; every rank calls it."""
@@ -153,11 +158,11 @@ def known_bad_samples(folder: Path) -> set[tuple[str, int]]:
     return {(entry["split"], entry["index"]) for entry in complete_lines(folder / BAD_SAMPLES)}
 
 
-def write_pictures(run: Run, split: str, metrics: Any) -> None:
-    """Let the metrics write their pictures and tables into `artifacts/<split>/`."""
-    folder = run.artifacts / split
+def write_pictures(run: Run, place: str, metrics: Any) -> None:
+    """Let the metrics write their pictures and tables into `artifacts/<place>/`, e.g. `val`."""
+    folder = run.artifacts / place
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         metrics.write(folder)
     except OSError as error:
         raise TrainerError(

@@ -68,6 +68,21 @@ class Preview:
     """The same as plain data."""
 
 
+Interval = tuple[float, float, float]
+"""A value, and the lower and upper end of its 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of one metric between two evaluations of the same samples."""
+
+    metric: str
+    before: Interval
+    after: Interval
+    change: Interval
+    """After minus before, drawn together, which is sharper than the two intervals."""
+
+
 class Metrics(ABC):
     """Exact metrics of one evaluation: sums that add over batches and over ranks, finished once at the end."""
 
@@ -80,6 +95,10 @@ class Metrics(ABC):
 
     def write(self, folder: Path) -> list[Path]:
         """Write pictures and tables into `folder`, which exists; returns the files. Rank 0 only."""
+        return []
+
+    def compare(self, before: Path) -> list[Difference]:
+        """What has changed since `write` wrote into `before`; shown when the training is done. Rank 0 only."""
         return []
 
 

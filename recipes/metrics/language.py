@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.task import Metrics
+from trainer.task import Difference, Metrics
 
 DOCUMENTS = "documents.csv"
 INTERVALS = "intervals.json"
@@ -52,6 +51,12 @@ class LanguageMetrics(Metrics):
         (folder / INTERVALS).write_text(json.dumps(intervals(table), indent=1))
         return [folder / DOCUMENTS, folder / INTERVALS]
 
+    def compare(self, before: Path) -> list[Difference]:
+        old, new = read(before), self._table()
+        size = min(len(old), len(new))
+        both = (old[:size, 2] > 0) & (new[:size, 2] > 0)
+        return differences(old[:size][both], new[:size][both])
+
     def _table(self) -> Table:
         return self.sums["documents"].cpu().double().numpy()
 
@@ -73,20 +78,8 @@ def intervals(table: Table) -> dict[str, list[float]]:
     return {name: [value, *_ends(drawn[name])] for name, value in values(table).items()}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Of one metric between two evaluations of the same documents."""
-
-    metric: str
-    before: tuple[float, float, float]
-    """Value, and the ends of its interval."""
-    after: tuple[float, float, float]
-    change: tuple[float, float, float]
-    """After minus before, resampled together: it is sharper than the two intervals."""
-
-
-def compare(before: Table, after: Table) -> list[Difference]:
-    """Both tables have the same documents, row by row."""
+def differences(before: Table, after: Table) -> list[Difference]:
+    """Between two tables of the same documents, row by row."""
     first, second = _resampled(before), _resampled(after)
     old, new = values(before), values(after)
     return [
@@ -100,11 +93,14 @@ def compare(before: Table, after: Table) -> list[Difference]:
     ]
 
 
-def read(folder: Path) -> dict[int, tuple[float, float, float]]:
-    """What `LanguageMetrics.write` has written: document -> its row."""
+def read(folder: Path) -> Table:
+    """What `LanguageMetrics.write` has written, with zeros for documents that are not in it."""
     with (folder / DOCUMENTS).open(newline="") as file:
-        rows = csv.DictReader(file)
-        return {int(row["document"]): (float(row["loss"]), float(row["correct"]), float(row["tokens"])) for row in rows}
+        rows = [[float(row[key]) for key in ("document", "loss", "correct", "tokens")] for row in csv.DictReader(file)]
+    table = np.zeros((int(max((row[0] for row in rows), default=-1)) + 1, 3))
+    for document, *sums in rows:
+        table[int(document)] = sums
+    return table
 
 
 def _resampled(table: Table) -> dict[str, Table]:

@@ -1,0 +1,89 @@
+"""Before the first step and after the last: what a training began with, its test, its result for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer import checkpoint, saving, state
+from trainer.checkpoint import Checkpoint
+from trainer.ema import WeightAverage
+from trainer.engine import Engine
+from trainer.loop import Job
+from trainer.peft_adapter import write_adapter
+from trainer.report import write_pictures
+from trainer.task import Data, Dataset, Difference, Metrics
+
+Compared = dict[str, list[Difference]]
+BEFORE = "before"
+"""Folder of `artifacts/` for the evaluation before the first step."""
+
+
+def evaluate_first(job: Job, data: Data) -> None:
+    """Evaluate the model as it is before the first step, where `evaluate.at_start` asks for it; every rank calls it."""
+    if not job.config.evaluate.at_start or job.progress.step > 0:
+        return
+    for split, dataset in _held_out(job, data).items():
+        metrics = job.report.evaluate_split(job, split, dataset)
+        if job.report.run is not None:
+            write_pictures(job.report.run, f"{BEFORE}/{split}", metrics)
+
+
+def close(job: Job, data: Data, folder: Path, say: Callable[[str], None]) -> Compared:
+    """Load the best weights, test them, compare them with the start, write the adapter; every rank calls it.
+
+    Returns, on rank 0, what changed on each split where the start was evaluated.
+    """
+    held_out = _held_out(job, data)
+    is_earlier = _load_best(job, "test" in held_out, folder, say)
+    compared: Compared = {}
+    for split, dataset in held_out.items():
+        if split == "val" and not is_earlier and not job.config.evaluate.at_start:
+            continue  # evaluated after the last step, or not asked for
+        metrics = job.report.evaluate_split(job, split, dataset)
+        if job.report.run is not None:
+            write_pictures(job.report.run, split, metrics)
+            compared |= _compared(job.report.run.artifacts, split, metrics)
+    _write_adapter(job, folder)
+    return compared
+
+
+def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkpoint) -> None:
+    """Put the weights, and the averaged weights, of a checkpoint into the engine's model."""
+    state.load_weights(engine, ema, saving.load(found.path, found.manifest, engine))
+
+
+def _held_out(job: Job, data: Data) -> dict[str, Dataset]:
+    found = {"val": job.val_set, "test": data.split("test") if job.config.evaluate.test else None}
+    return {split: dataset for split, dataset in found.items() if dataset is not None and len(dataset)}
+
+
+def _load_best(job: Job, is_tested: bool, folder: Path, say: Callable[[str], None]) -> bool:
+    """The best weights, where `checkpoint.monitor` names them and something is yet to be done; whether those are
+    of an earlier step."""
+    config = job.config
+    rule, is_needed = config.checkpoint, config.adapter is not None or is_tested or config.evaluate.at_start
+    if rule.monitor is None or not is_needed:
+        return False
+    job.heart.beat("test")
+    monitor, mode = rule.monitor, rule.mode
+    best = job.engine.on_main(lambda: checkpoint.best_whole(folder / "checkpoints", monitor, mode, say))
+    if best is None or best.manifest.step == job.progress.step:
+        return False
+    load_for_evaluation(job.engine, job.ema, best)
+    return True
+
+
+def _compared(artifacts: Path, split: str, metrics: Metrics) -> Compared:
+    before = artifacts / BEFORE / split
+    found = metrics.compare(before) if before.is_dir() else []
+    return {split: found} if found else {}
+
+
+def _write_adapter(job: Job, folder: Path) -> None:
+    """The adapter's weights, which are the best or the last ones, for other programs: `RUN/adapter/`."""
+    if job.config.adapter is None:
+        return
+    job.heart.beat("save")
+    tensors = state.whole(job.ema.tensors if job.ema is not None else job.engine.kept())
+    job.engine.on_main(lambda: write_adapter(job.task, tensors, folder / "adapter"))
