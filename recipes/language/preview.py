@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def _sample(tokens: Tokens, index: int, place: str, tokenizer: Any) -> PreviewSa
             tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False),
             bool(is_target[start]),
         )
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in pairwise(edges)
     ]
     return PreviewSample(place, pieces, len(ids), int(is_target.sum()))
 
