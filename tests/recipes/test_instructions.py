@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from recipes.data.instructions import Config, build
 from recipes.language import text_files
 from recipes.language.conversations import Conversation, ConversationSplits, Message
 from recipes.language.examine import cut
+from recipes.language.formats import SHAPES as SHAPES_BY_NAME
 from recipes.language.text_files import TextRows
 from trainer.component import spec
 from trainer.errors import UserError
@@ -350,3 +351,4 @@ def test_missing_places_are_one_line(tmp_path: Path) -> None:
 def test_the_config_is_read_without_importing_it() -> None:
     found = spec("data", "instructions")
     assert set(found.help_by_field) >= {"path", "format", "columns", "val_fraction", "bad_rows"}
+    assert set(get_args(get_type_hints(Config)["format"])) == {"auto", *SHAPES_BY_NAME}
