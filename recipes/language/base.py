@@ -23,6 +23,7 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
+from recipes.language.cache import cache_folder
 from recipes.language.places import PREFIX, resolve
 from trainer.errors import UserError
 from trainer.files import locked, reason, remove
@@ -144,11 +145,6 @@ def find(init_from: str) -> Base:
     folder = _from_hub(init_from)
     _check_folder(init_from, folder)
     return Base(init_from, "hub", folder)
-
-
-def cache_folder() -> Path:
-    """Where things are kept that take long to make and can be made again."""
-    return Path(os.environ.get("TRAINER_CACHE") or Path.home() / ".cache" / "trainer")
 
 
 @contextmanager

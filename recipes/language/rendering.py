@@ -72,6 +72,8 @@ class Renderer:
                 f"be told; give a template with {{% generation %}} marks, or set recipe.train_on=all"
             )
         prompt = self._generation_prompt(turns, speaks[0])
+        if any(prompt in turn["content"] for turn in turns):
+            prompt = ""  # somebody writes it out: which one is the template's can't be told
         spans = []
         for (start, end), (_, before), (_, after) in zip(found, between, between[1:], strict=False):
             spans.append((start - _tail(before, prompt), end + self._ending(after, turns, speaks[0])))
@@ -156,7 +158,7 @@ def _own_template(tokenizer: Any) -> str:
         template = None
     if not template:
         raise UserError(
-            "recipe.chat_template: the tokenizer has no chat template; set it to a Jinja template or the file of one, "
+            "recipe.chat_template: the tokenizer has no chat template; set it to the file of a Jinja template, "
             "e.g. chat_template.jinja of the instruction-tuned model of this family"
         )
     return str(template)

@@ -40,9 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
     config = load(args.config, args.overrides)
     data = config.data.build(seed=config.seed)
-    init_from = getattr(config, "init_from", None)
     found: Preview = config.recipe.call(
-        "preview", data=data, init_from=init_from, split=args.split, num=args.num, seed=config.seed
+        "preview", data=data, init_from=config.init_from, split=args.split, num=args.num, seed=config.seed
     )
     if args.json:
         print(json.dumps({**found.facts, "samples": [_plain(sample) for sample in found.samples]}))
