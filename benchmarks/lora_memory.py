@@ -31,7 +31,7 @@ STEPS: dict[Method, int] = {"full": 3, "lora": 3, "qlora": 2}
 
 def main() -> None:
     arguments = parse_arguments(__doc__)
-    work = replace(lora.prepare(192, 64), **CASES["all-linear"])
+    work = replace(lora.prepare(96, 48), **CASES["all-linear"])
     if arguments.quick:
         work = replace(work, max_length=200, packs_per_step=1)
     rounds = 1 if arguments.quick else 3

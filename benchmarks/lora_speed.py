@@ -4,18 +4,17 @@
 
 `trainer finetune-lora`, transformers' Trainer with PEFT as their documentation sets them up (rows in random order,
 padded to the longest of their batch), and TRL's SFTTrainer at its best (packing by best fit, padding-free, without
-recomputing activations; its own loss in chunks) train SmolLM2-135M-Instruct on the same 192 conversations of GSM8K for
+recomputing activations; its own loss in chunks) train SmolLM2-135M-Instruct on the same 96 conversations of GSM8K for
 an epoch, with the loss on the answers: LoRA with r = 8 and alpha = 16 on `q_proj` and `v_proj` (PEFT's choice for this
 architecture), AdamW at a constant rate of 1e-3, gradients clipped at 1, fp32. A step is 8 rows of 221 tokens on
-average, or three packed sequences of at most 600: 1,770 and 1,800 tokens. TRL without packing, its rows grouped by
-length, is shown for comparison. `--case all-linear` adapts all linear layers, `--case bf16` computes in bf16 by
-autocast.
+average, or three packed sequences of at most 600: 1,770 and 1,800 tokens. `--case all-linear` adapts all linear layers,
+`--case bf16` computes in bf16 by autocast.
 
-Each contender is a new process in each round, in a new order, with all cores. The first three steps are not timed, nor
+Each contender is a new process in each round, in a new order, with all cores. The first two steps are not timed, nor
 is the start. Tokens are those of the text, prompts too; padding is not counted. Peak memory is the kernel's high-water
 mark of the process from its start to its end; the bare model's is what is resident when plain transformers has loaded
 it. The held-out loss is that of each contender's saved adapter in plain transformers and PEFT, by one script, on the
-same 64 conversations. `--quick` trains some steps only and leaves the loss out.
+same 48 conversations. `--quick` trains two small steps, times one and leaves the loss out.
 
 TRL comes into an environment of its own under `.bench/`, on top of the same torch, transformers and PEFT.
 """
@@ -37,8 +36,8 @@ from workloads.lora import Work
 
 TRL_VERSION = "1.16.0"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "lightning")
-OURS, TRAINER, TRL, BY_LENGTH = "ours", "Trainer + PEFT", "TRL, packing", "TRL, grouped by length"
-PEERS = {TRAINER: "trainer-peft", TRL: "trl-packed", BY_LENGTH: "trl-by-length"}
+OURS, TRAINER, TRL = "ours", "Trainer + PEFT", "TRL, packing"
+PEERS = {TRAINER: "trainer-peft", TRL: "trl-packed"}
 SPEED_GOALS = {TRAINER: 1.5, TRL: 1.15}
 SAME_LOSS = 1.02
 """Ratio of held-out losses: after an epoch of few steps, they differ by about a percent with the order of the data."""
@@ -68,22 +67,20 @@ def main() -> None:
     python = peer_environment.interpreter("trl", [f"trl=={TRL_VERSION}"])
     rows = []
     for case in arguments.case or ["q and v"]:
-        work = replace(lora.prepare(192, 64), **CASES[case])
-        rounds, peers = 3, PEERS
+        work = replace(lora.prepare(96, 48), **CASES[case])
         if arguments.quick:
-            work = replace(work, rows_per_step=2, packs_per_step=1, warmup_steps=1, max_steps=3)
-            rounds, peers = 1, {name: PEERS[name] for name in (TRAINER, TRL)}
+            work = replace(work, rows_per_step=2, packs_per_step=1, warmup_steps=1, max_steps=2)
         with tempfile.TemporaryDirectory() as name:
-            turns = measure(work, python, peers, rounds, Path(name))
+            turns = measure(work, python, 1 if arguments.quick else 3, Path(name))
             losses = None if arguments.quick else held_out(work, turns)
         rows += rows_of(case, work, turns, losses)
     finish("LoRA fine-tuning", rows, arguments.json, PACKAGES, {"trl": TRL_VERSION})
 
 
-def measure(work: Work, python: Path, peers: Mapping[str, str], rounds: int, folder: Path) -> dict[str, list[Turn]]:
+def measure(work: Work, python: Path, rounds: int, folder: Path) -> dict[str, list[Turn]]:
     """The turns of each contender, by round."""
     tokens_of_epoch = lora.plain(work, "tokens")
-    turns: dict[str, list[Turn]] = {name: [] for name in (OURS, *peers)}
+    turns: dict[str, list[Turn]] = {name: [] for name in (OURS, *PEERS)}
     for number in range(rounds):
         for name in random.sample(list(turns), len(turns)):
             place = folder / f"{number} {name}"
@@ -91,7 +88,7 @@ def measure(work: Work, python: Path, peers: Mapping[str, str], rounds: int, fol
             if name == OURS:
                 turn = our_turn(work, place, tokens_of_epoch)
             else:
-                turn = peer_turn(work, python, peers[name], place)
+                turn = peer_turn(work, python, PEERS[name], place)
             turns[name].append(turn)
             print(f"round {number + 1}, {name}: {turn.timed.speed:.0f} tokens/s", file=sys.stderr)
     return turns

@@ -48,7 +48,7 @@ class Work:
     """Tokens of a packed sequence of those that pack; no row is longer."""
     packs_per_step: int = 3
     """Their global batch: 3 × 600 tokens at most."""
-    warmup_steps: int = 3
+    warmup_steps: int = 2
     """First steps, which are not timed."""
     max_steps: int | None = None
     """End here; an epoch where not given."""
@@ -140,6 +140,8 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Threads that wait must not hold the core of those that work: other load would cost several times its share.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
 
 
