@@ -46,6 +46,8 @@ class Result:
     metrics: dict[str, float]
     """Last values of `val/...` and `test/...`."""
     samples_per_second: float
+    tokens_per_second: float
+    """Of text, padding not counted; 0 where the data are none."""
     data_wait: float
     """Share of the training time spent waiting for data."""
     steps: int

@@ -86,7 +86,7 @@ def _train(job: Job, batches: Iterator[Loaded]) -> bool:
 
         # exchange: all ranks agree on the count of the global batch, and on whether to stop or save
         beat("exchange")
-        count, loss, stop, save_now, any_bad, *times = sums.wait()
+        count, loss, tokens, stop, save_now, any_bad, *times = sums.wait()
         if any_bad:
             report.bad_samples("train", [sample for part in engine.gather(seen.bad) for sample in part])
 
@@ -103,6 +103,7 @@ def _train(job: Job, batches: Iterator[Loaded]) -> bool:
         progress.step += 1
         consumed = seen.micros[-1].consumed
         report.samples += consumed - progress.consumed
+        report.tokens += int(tokens)
         progress.consumed = consumed
         if job.ema is not None and is_good:
             job.ema.update(progress.step)
@@ -140,14 +141,14 @@ def _gradients(job: Job, batches: Iterator[Loaded], cadence: Cadence, logs: bool
                 part, part_count = job.task.loss(engine.model, engine.cast(loaded.batch))
             if loaded.filler:
                 part, part_count = part * 0.0, 0.0
-            seen.add(loaded.micro, part, loaded.batch["bad"])
+            seen.add(loaded.micro, part, loaded.batch)
             count += part_count
             if logs or engine.reads_freely:
                 loss += float(part.detach())
             if not more_to_come:
                 job.stragglers.note(time.perf_counter() - began)
                 wishes = [float(job.preemption.requested), float(cadence.time_to_save()), float(len(seen.bad))]
-                sums = engine.add_up([count, loss, *wishes, *(job.stragglers.share() if logs else ())])
+                sums = engine.add_up([count, loss, seen.tokens, *wishes, *(job.stragglers.share() if logs else ())])
             # backward: every rank; gradients are exchanged in the last one only, while they are computed
             beat("backward")
             engine.backward(part, share)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from trainer.engine import Engine
     from trainer.state import Progress
+    from trainer.task import Batch
 
 FILE = "non_finite.jsonl"
 MAX_SKIPPED = 10
@@ -41,10 +42,14 @@ class Seen:
     bad: list[tuple[int, str]] = field(default_factory=list)
     """Samples that could not be read."""
 
-    def add(self, micro: MicroBatch, loss: torch.Tensor, bad: list[tuple[int, str]]) -> None:
+    tokens: int = 0
+    """Of text, padding not counted; 0 where the data are none."""
+
+    def add(self, micro: MicroBatch, loss: torch.Tensor, batch: Batch) -> None:
         self.micros.append(micro)
         self.losses.append(loss.detach())
-        self.bad += bad
+        self.bad += batch["bad"]
+        self.tokens += 0 if micro.filler else batch.get("num_tokens", 0)
 
     def samples(self, rank: int) -> list[dict[str, Any]]:
         """Indices and loss (a sum) of each micro-batch."""

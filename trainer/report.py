@@ -36,6 +36,8 @@ class Report:
     max_bad_samples: int
     samples: int = 0
     """Samples trained on by the whole job in this attempt."""
+    tokens: int = 0
+    """Of text, padding not counted, trained on by the whole job in this attempt; 0 where the data are none."""
     waited: float = 0.0
     """Seconds this rank waited for data."""
     aside: float = 0.0
@@ -43,7 +45,7 @@ class Report:
     bad: set[tuple[str, int]] = field(default_factory=set)
     """Split and index of the samples that could not be read."""
     _started: float = field(default_factory=time.perf_counter)
-    _marks: tuple[float, int, float] = (0.0, 0, 0.0)
+    _marks: tuple[float, int, int, float] = (0.0, 0, 0, 0.0)
 
     def _training_seconds(self) -> float:
         return time.perf_counter() - self._started - self.aside
@@ -55,9 +57,9 @@ class Report:
         progress = job.progress
         if times and (told := job.stragglers.judge(times)) is not None:
             self.tell(told)
-        seconds, samples, waited = self._training_seconds(), self.samples, self.waited
-        last_seconds, last_samples, last_waited = self._marks
-        self._marks = (seconds, samples, waited)
+        seconds, samples, tokens, waited = self._training_seconds(), self.samples, self.tokens, self.waited
+        last_seconds, last_samples, last_tokens, last_waited = self._marks
+        self._marks = (seconds, samples, tokens, waited)
         elapsed = max(seconds - last_seconds, 1e-9)
         entry = {
             **self._when(progress),
@@ -65,6 +67,7 @@ class Report:
             "lr": rate,
             "grad_norm": norm,
             "samples_per_second": (samples - last_samples) / elapsed,
+            **({"tokens": tokens, "tokens_per_second": (tokens - last_tokens) / elapsed} if tokens else {}),
             "data_wait": (waited - last_waited) / elapsed,
             "memory_gb": peak_memory_gb(),
             **(job.stragglers.figures if times else {}),
@@ -143,7 +146,8 @@ class Report:
     def summary(self) -> dict[str, float]:
         """Speed of this attempt as a whole, evaluation and saving left out."""
         seconds = max(self._training_seconds(), 1e-9)
-        return {"samples_per_second": self.samples / seconds, "data_wait": self.waited / seconds}
+        speed = {"samples_per_second": self.samples / seconds, "tokens_per_second": self.tokens / seconds}
+        return {**speed, "data_wait": self.waited / seconds}
 
     def _when(self, progress: state.Progress) -> dict[str, Any]:
         return {

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 """Tensors by name, first dimension the sample, plus `bad`: a list of `(index, reason)` for samples that
-could not be read and were left out of the tensors. A batch of which nothing is left has tensors of length 0."""
+could not be read and were left out of the tensors, and for text `num_tokens`, padding not counted. A batch of
+which nothing is left has tensors of length 0."""
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:

@@ -44,7 +44,8 @@ class TokenDataset:
         batch = self._packed(documents) if self.layout == "packed" else self._padded(documents)
         targets = batch["targets"].flatten()
         batch["chosen"] = (targets != IGNORED).nonzero()[:, 0]
-        return batch | {"chosen_document": self._document_of(batch), "bad": []}
+        num_tokens = int((self.tokens.offsets[documents + 1] - self.tokens.offsets[documents]).sum())
+        return batch | {"chosen_document": self._document_of(batch), "num_tokens": num_tokens, "bad": []}
 
     def _document_of(self, batch: Batch) -> torch.Tensor:
         """The document of each chosen position."""

@@ -218,7 +218,7 @@ def test_no_template_and_slow_tokenizers_are_refused(smol_tokenizer: Path, tmp_p
 
     bare = AutoTokenizer.from_pretrained(smol_tokenizer)
     bare.chat_template = None
-    with pytest.raises(UserError, match=r"recipe.chat_template: the tokenizer has no chat template; set it to the file"):
+    with pytest.raises(UserError, match=r"recipe.chat_template: the tokenizer has no chat template; set it to"):
         Renderer(bare, None)
     assert Renderer(bare, PLAIN).template == PLAIN
     with pytest.raises(UserError, match="its tokenizer is a slow one"):

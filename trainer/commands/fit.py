@@ -6,6 +6,8 @@ import argparse
 import json
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from trainer import cli, environment, world
@@ -26,12 +28,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="RUN", help="run directory or run id to go on with")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, require: Callable[[RunConfig], None] = lambda config: None) -> int:
+    """Train; `require` raises UserError for a config that another verb does not take."""
     place = world.from_environment()
     if place.launched:
         environment.signal_at_parents_end(signal.SIGTERM)  # a launcher that is killed can't end its ranks itself
     with Preemption() as preemption:  # from before the imports: a wish to stop is answered after the first step
         config, resume = _chosen(args)
+        require(config)
         _fit(config, resume, place, preemption, args)
     return EXIT_DONE
 
@@ -90,21 +94,42 @@ def _show(config: RunConfig, result: Result, as_json: bool) -> None:
                     "steps": result.steps,
                     "metrics": result.metrics,
                     "samples_per_second": result.samples_per_second,
+                    "tokens_per_second": result.tokens_per_second,
                     "data_wait": result.data_wait,
                     "mlflow": command,
+                    "compared": {split: [asdict(row) for row in rows] for split, rows in result.compared.items()},
                 }
             )
         )
         return
     split = "test/" if any(name.startswith("test/") for name in result.metrics) else "val/"
     rows = [(name, f"{value:.4f}") for name, value in result.metrics.items() if name.startswith(split)]
+    rows += _compared(result)
+    speed = ("samples/s", f"{result.samples_per_second:,.0f}")
+    if result.tokens_per_second:
+        speed = ("tokens/s", f"{result.tokens_per_second:,.0f}")
     rows += [
-        ("samples/s", f"{result.samples_per_second:,.0f}"),
+        speed,
         ("waiting for data", f"{result.data_wait:.1%}"),
         ("run directory", str(result.run)),
     ]
     if command:
         rows.append(("MLflow", command))
-    rows.append(("next", f"trainer evaluate {result.run} --split test"))
-    rows.append(("", f"trainer fit --resume {result.run} train.max_epochs=N"))
+    following = [f"trainer evaluate {result.run} --split {split.rstrip('/')}"]
+    if config.adapter is not None:
+        following = [f"trainer generate {result.run}", f"trainer merge {result.run}"]
+    following.append(f"trainer fit --resume {result.run} train.max_epochs=N")
+    rows += [("next" if number == 0 else "", line) for number, line in enumerate(following)]
     summary_table(rows, config.name)
+
+
+def _compared(result: Result) -> list[tuple[str, str]]:
+    """Before and after, with 95 % intervals, of each split that was evaluated before the first step."""
+    rows = []
+    for split, differences in result.compared.items():
+        for row in differences:
+            before, after = (f"{value:.4g} [{low:.4g}, {high:.4g}]" for value, low, high in (row.before, row.after))
+            value, low, high = row.change
+            change = f"{value:+.4g} [{low:+.4g}, {high:+.4g}]"
+            rows.append((f"{split}/{row.metric}", f"{before} before, {after} after, change {change}"))
+    return rows
