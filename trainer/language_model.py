@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.config import RunConfig
 from trainer.errors import UserError
 from trainer.evaluate import choose
+from trainer.peft_adapter import quiet_bitsandbytes
 from trainer.run import Run
 from trainer.state import Tensors
 from trainer.task import Task
@@ -81,21 +85,37 @@ def as_usual(model: Any) -> None:
 
 def open_folder(folder: Path) -> tuple[Any, Any]:
     """(model, tokenizer) of a folder that transformers or PEFT reads. Raises UserError for another one."""
+    quiet_bitsandbytes()
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     loader: Any = AutoPeftModelForCausalLM if (folder / "adapter_config.json").is_file() else AutoModelForCausalLM
     if loader is AutoModelForCausalLM and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: neither a run nor a model: it has no run.json, config.json or adapter_config.json")
     try:
-        model, tokenizer = loader.from_pretrained(str(folder)), AutoTokenizer.from_pretrained(str(folder))
+        with quiet():
+            model, tokenizer = loader.from_pretrained(str(folder)), AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(f"{folder}: can't be loaded ({type(error).__name__}: {first})") from error
     as_usual(model)
     return model, tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and advice."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]], is_open: bool = True) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from trainer.config import RunConfig
 from trainer.errors import TrainerError, UserError
 from trainer.files import reason, remedy, remove
-from trainer.language_model import Opened, as_usual, open_run, real_prompts
+from trainer.language_model import Opened, as_usual, open_run, quiet, real_prompts
 from trainer.peft_adapter import write_adapter
 from trainer.run import Run
 
@@ -120,7 +120,8 @@ def _write(output: Path, model: Any, opened: Opened, run: Run, config: RunConfig
     making = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(making)
+        with quiet():
+            model.save_pretrained(making)
         opened.task.tokenizer.save_pretrained(making)
         (making / "README.md").write_text(_card(opened, run, config, result), encoding="utf-8")
         os.rename(making, output)
@@ -151,8 +152,8 @@ def _card(opened: Opened, run: Run, config: RunConfig, result: Merged) -> str:
         f"| lineage | `{json.dumps(run.record['lineage'])}` |",
         f"| fingerprint of the data | `{opened.task.data.fingerprint}` |",
         f"| merged into | the {result.into} base |",
-        f"| drift: merged against adapted | {result.drift:.3g} (largest difference of a logit, {result.prompts} prompts) |",
-        f"| drift: merged against the model as trained | {result.drift_from_trained:.3g} |",
+        f"| drift from the adapted model | {result.drift:.3g}: largest of a logit, {result.prompts} prompts |",
+        f"| drift from the model as trained | {result.drift_from_trained:.3g} |",
         "",
         "## Metrics",
         "",
