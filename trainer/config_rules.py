@@ -71,6 +71,14 @@ def _adapter_problems(config: RunConfig, adapter: Component) -> Iterator[Problem
     """What an adapter needs, and the combinations that were never run."""
     if config.init_from is None:
         yield Problem("trains a few weights beside pretrained ones: set init_from, or leave adapter out", "adapter")
+    if adapter.name == "qlora" and config.strategy.name == "fsdp":
+        yield Problem(
+            "qlora under fsdp was not run on accelerators: it shards the packed weights, but not their scales; "
+            "use strategy ddp, or adapter lora",
+            "strategy.name",
+        )
+    if adapter.name == "qlora" and config.train.device == "mps":
+        yield Problem("bitsandbytes has no kernels for Apple's GPUs: use adapter lora", "adapter.name")
 
 
 def _uri_problems(uri: str) -> Iterator[Problem]:

@@ -71,8 +71,7 @@ def adapt(options: LoraOptions, load: Load, quantization: Any = None) -> PeftMod
 
     Raises UserError, before a weight is read, for targets that the model does not have.
     """
-    # It says at each call that 8-bit layers compute in float16, and which kernels it looked for in vain.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     _check_targets(options, load(device="meta"))
@@ -110,6 +109,12 @@ def lora_config(options: LoraOptions) -> LoraConfig:
 def find_adapted(model: nn.Module) -> PeftModel | None:
     """The adapted model that `model` is or contains; None where there is none."""
     return next((module for module in model.modules() if _is_adapted(module)), None)
+
+
+def quiet_bitsandbytes() -> None:
+    """Before it is imported: it says which kernels it looked for in vain, and at each call that 8-bit layers compute in
+    float16."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _keep_weights_as_they_are(model: nn.Module) -> None:

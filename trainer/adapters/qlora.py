@@ -69,7 +69,9 @@ def _require_bitsandbytes() -> None:
     import torch
 
     from trainer.errors import UserError
+    from trainer.peft_adapter import quiet_bitsandbytes
 
+    quiet_bitsandbytes()
     try:
         import bitsandbytes  # noqa: F401
     except Exception as error:  # absent, or without its library for this platform
