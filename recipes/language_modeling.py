@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.language import attention
+from recipes.language.answers import Answer, answer, choose, find_metric, write
 from recipes.language.base import Base, find
 from recipes.language.batches import TokenDataset
 from recipes.language.cache import cache_folder
@@ -40,6 +41,14 @@ class Config:
     """File of a Jinja template that turns turns into text; the tokenizer's own where not given."""
     tokenizer: str | None = None
     """Folder, GGUF file or hub id of a tokenizer; that of `init_from` where not given."""
+    answers: Annotated[int, ">= 0"] = 0
+    """Conversations of each held-out split whose last turn the model gives itself, after the training (and before it,
+    with `evaluate.at_start`): `artifacts/<split>/samples.md`, and metrics."""
+    answer_tokens: Annotated[int, ">= 1"] = 128
+    """Tokens of such an answer at most."""
+    answer_metrics: list[str] = field(default_factory=lambda: ["exact_match", "rouge_l", "bleu"])
+    """How answers are measured: `exact_match`, `rouge_l`, `bleu`, or a function of your own by its dotted name, which
+    takes answers and references, two lists of texts, and returns a number."""
 
 
 class ModelComponent(Protocol):
@@ -63,6 +72,7 @@ class LanguageData:
         self.fingerprint = conversations.fingerprint
         self.notes = list(conversations.notes)
         """Lines for the user, on what was found and what became of it."""
+        self.held_out = {name: part for name in ("val", "test") if (part := conversations.split(name)) is not None}
         self._splits: dict[str, TokenDataset] = {}
         for name in ("train", "val", "test"):
             found = conversations.split(name)
@@ -81,11 +91,17 @@ class LanguageModeling(Task):
 
     data: LanguageData
 
-    def __init__(self, model: CausalLM, data: LanguageData, tokenizer: Any, pretrained: Pretrained | None) -> None:
+    def __init__(
+        self, config: Config, model: CausalLM, data: LanguageData, tokenizer: Any, pretrained: Pretrained | None
+    ) -> None:
         self.model = model
         self.data = data
         self.tokenizer = tokenizer
         self.pretrained = pretrained
+        self.answers_wanted = config.answers > 0
+        self._config = config
+        self._measures = {name.rpartition(".")[2]: find_metric(name) for name in config.answer_metrics}
+        self._answered = {name: choose(part, config.answers) for name, part in data.held_out.items() if config.answers}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
         """Sum of cross-entropies in nats, and the number of targets."""
@@ -99,6 +115,16 @@ class LanguageModeling(Task):
         assert isinstance(metrics, LanguageMetrics)
         losses, hits = model(batch, per_token=True)
         metrics.update(batch["chosen_document"], losses, hits)
+
+    def answers(self, split: str, rank: int, world_size: int, beat: Callable[[], None]) -> list[Answer]:
+        mine = self._answered[split][rank::world_size]
+        tokens = self._config.answer_tokens
+        return answer(self.model.lm, self.tokenizer, self.data.held_out[split], mine, tokens, beat)
+
+    def judge(self, answers: list[Answer], folder: Path) -> dict[str, float]:
+        write(answers, folder)
+        texts = [[row[key] for row in answers] for key in ("answer", "reference")]
+        return {name: float(measure(*texts)) for name, measure in self._measures.items()}
 
 
 def build(
@@ -119,7 +145,7 @@ def build(
     lm: Any = adapter.build(load) if adapter is not None else load()
     if layout == "packed" and attention.of(lm) != attention.FLASH:
         attention.use(lm)
-    return LanguageModeling(CausalLM(lm), tokens, tokenizer, base)
+    return LanguageModeling(config, CausalLM(lm), tokens, tokenizer, base)
 
 
 def preview(

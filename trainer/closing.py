@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from trainer import checkpoint, saving, state
 from trainer.checkpoint import Checkpoint
 from trainer.ema import WeightAverage
 from trainer.engine import Engine
+from trainer.errors import UserError
 from trainer.loop import Job
 from trainer.peft_adapter import write_adapter
 from trainer.report import write_pictures
@@ -21,12 +26,15 @@ BEFORE = "before"
 
 def evaluate_first(job: Job, data: Data) -> None:
     """Evaluate the model as it is before the first step, where `evaluate.at_start` asks for it; every rank calls it."""
+    if job.task.answers_wanted and job.engine.sharded:
+        raise UserError("recipe.answers: a model that is sharded over processes can't answer; set it to 0, or use ddp")
     if not job.config.evaluate.at_start or job.progress.step > 0:
         return
     for split, dataset in _held_out(job, data).items():
         metrics = job.report.evaluate_split(job, split, dataset)
         if job.report.run is not None:
             write_pictures(job.report.run, f"{BEFORE}/{split}", metrics)
+        _answer(job, split, f"{BEFORE}/{split}")
 
 
 def close(job: Job, data: Data, folder: Path, say: Callable[[str], None]) -> Compared:
@@ -38,12 +46,14 @@ def close(job: Job, data: Data, folder: Path, say: Callable[[str], None]) -> Com
     is_earlier = _load_best(job, "test" in held_out, folder, say)
     compared: Compared = {}
     for split, dataset in held_out.items():
-        if split == "val" and not is_earlier and not job.config.evaluate.at_start:
-            continue  # evaluated after the last step, or not asked for
-        metrics = job.report.evaluate_split(job, split, dataset)
-        if job.report.run is not None:
-            write_pictures(job.report.run, split, metrics)
-            compared |= _compared(job.report.run.artifacts, split, metrics)
+        if (
+            split == "test" or is_earlier or job.config.evaluate.at_start
+        ):  # else it was after the last step, or not asked for
+            metrics = job.report.evaluate_split(job, split, dataset)
+            if job.report.run is not None:
+                write_pictures(job.report.run, split, metrics)
+                compared |= _compared(job.report.run.artifacts, split, metrics)
+        _answer(job, split, split)
     _write_adapter(job, folder)
     return compared
 
@@ -51,6 +61,21 @@ def close(job: Job, data: Data, folder: Path, say: Callable[[str], None]) -> Com
 def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkpoint) -> None:
     """Put the weights, and the averaged weights, of a checkpoint into the engine's model."""
     state.load_weights(engine, ema, saving.load(found.path, found.manifest, engine))
+
+
+def _answer(job: Job, split: str, place: str) -> None:
+    """Let the model answer some samples of a split, log how well, and write the answers into `artifacts/<place>/`."""
+    if not job.task.answers_wanted:
+        return
+    engine, world = job.engine, job.engine.world
+    averaged = job.ema.in_place_of_weights() if job.ema is not None else nullcontext()
+    with torch.no_grad(), averaged, engine.forward_context():
+        mine = job.task.answers(split, world.rank, world.size, partial(job.heart.beat, "answer"))
+    every = [answer for part in engine.gather(mine) for answer in part]
+    run = job.report.run
+    if every and run is not None:
+        metrics = job.task.judge(every, run.artifacts / place)
+        job.report.log(job.progress, {f"{split}/{name}": value for name, value in metrics.items()})
 
 
 def _held_out(job: Job, data: Data) -> dict[str, Dataset]:

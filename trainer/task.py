@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -149,6 +149,17 @@ class Task(ABC):
         The sum is a scalar with a graph; the count is a Python number (samples, tokens, or summed class
         weights), best known without waiting for the device. `model` is the wrapped `self.model`.
         """
+
+    answers_wanted: bool = False
+    """Whether `answers` makes any; not possible where the model is sharded."""
+
+    def answers(self, split: str, rank: int, world_size: int, beat: Callable[[], None]) -> list[dict[str, Any]]:
+        """What the model says to some samples of a split: this rank's share of them. `beat` is a sign of life."""
+        return []
+
+    def judge(self, answers: list[dict[str, Any]], folder: Path) -> dict[str, float]:
+        """Measure the answers of all ranks, and write them into `folder`, which exists. Rank 0 only."""
+        return {}
 
     @abstractmethod
     def metrics(self, device: torch.device) -> Metrics:
