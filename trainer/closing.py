@@ -46,13 +46,13 @@ def close(job: Job, data: Data, folder: Path, say: Callable[[str], None]) -> Com
     is_earlier = _load_best(job, "test" in held_out, folder, say)
     compared: Compared = {}
     for split, dataset in held_out.items():
-        if (
-            split == "test" or is_earlier or job.config.evaluate.at_start
-        ):  # else it was after the last step, or not asked for
+        metrics = job.report.final if split == "val" and not is_earlier else None
+        if metrics is None and (split == "test" or job.config.evaluate.at_start):
             metrics = job.report.evaluate_split(job, split, dataset)
             if job.report.run is not None:
                 write_pictures(job.report.run, split, metrics)
-                compared |= _compared(job.report.run.artifacts, split, metrics)
+        if metrics is not None and job.report.run is not None:
+            compared |= _compared(job.report.run.artifacts, split, metrics)
         _answer(job, split, split)
     _write_adapter(job, folder)
     return compared

@@ -42,6 +42,8 @@ class Report:
     """Seconds this rank waited for data."""
     aside: float = 0.0
     """Seconds spent in evaluation and in the stalls of saving."""
+    final: Metrics | None = None
+    """Of `val` after the last step."""
     bad: set[tuple[str, int]] = field(default_factory=set)
     """Split and index of the samples that could not be read."""
     _started: float = field(default_factory=time.perf_counter)
@@ -92,8 +94,10 @@ class Report:
         """Evaluate the `val` split; returns the metrics by full name, `val/accuracy`, on every rank."""
         assert job.val_set is not None
         metrics = self.evaluate_split(job, "val", job.val_set)
-        if self.run is not None and job.progress.step == job.total_steps:
-            write_pictures(self.run, "val", metrics)
+        if job.progress.step == job.total_steps:
+            self.final = metrics
+            if self.run is not None:
+                write_pictures(self.run, "val", metrics)
         return {f"val/{name}": value for name, value in metrics.compute().items()}
 
     def evaluate_split(self, job: Job, split: str, dataset: Dataset) -> Metrics:

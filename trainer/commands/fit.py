@@ -103,7 +103,9 @@ def _show(config: RunConfig, result: Result, as_json: bool) -> None:
         )
         return
     split = "test/" if any(name.startswith("test/") for name in result.metrics) else "val/"
-    rows = [(name, f"{value:.4f}") for name, value in result.metrics.items() if name.startswith(split)]
+    shown = {f"{name}/{row.metric}" for name, rows in result.compared.items() for row in rows}
+    values = [(name, value) for name, value in result.metrics.items() if name.startswith(split) and name not in shown]
+    rows = [(name, f"{value:.4f}") for name, value in values]
     rows += _compared(result)
     speed = ("samples/s", f"{result.samples_per_second:,.0f}")
     if result.tokens_per_second:
