@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -99,3 +100,36 @@ def test_generate_answers_prompts_of_a_file(runs: dict[str, Path], tmp_path: Pat
     file.write_text('{"question": "one"}\n')
     assert main(["generate", str(runs["lora"]), "--file", str(file)]) == 2
     assert "asked.jsonl:1: wants a JSON object" in capsys.readouterr().err
+
+
+HAS_LM_EVAL = importlib.util.find_spec("lm_eval") is not None
+
+
+@pytest.mark.skipif(HAS_LM_EVAL, reason="lm-eval is installed")
+def test_tasks_of_lm_eval_without_the_library_are_one_line(runs: dict[str, Path], capsys: Capture) -> None:
+    assert main(["evaluate", str(runs["lora"]), "--lm-eval", "arc_easy"]) == 2
+    assert "--lm-eval: the library lm-eval is not installed: pip install lm-eval" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not HAS_LM_EVAL, reason="lm-eval is not installed: pip install lm-eval")
+def test_a_task_of_ones_own_is_scored_by_lm_eval(runs: dict[str, Path], tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "Two and two are"}\n' * 3)
+    task = {
+        "task": "own_sums",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": ["four", "five"],
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "own_sums.yaml").write_text(json.dumps(task))
+    command = ["evaluate", str(runs["lora"]), "--lm-eval", "own_sums", "--lm-eval-tasks", str(tmp_path), "--json"]
+    assert main(command) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["metrics"]["own_sums/acc"] in (0.0, 1.0)
+    assert json.loads((runs["lora"] / "artifacts" / "lm_eval.json").read_text())["metrics"] == told["metrics"]
+    assert main(["evaluate", str(runs["lora"]), "--lm-eval", "nothing_here"]) == 2
+    assert "--lm-eval: lm-eval has no task nothing_here" in capsys.readouterr().err
