@@ -33,6 +33,14 @@ TINY = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+LATENT: dict[str, Any] = {
+    "q_lora_rank": 12,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 6,
+    "num_key_value_heads": 4,
+}
 PACKED: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-tied": {"tie_word_embeddings": True, "attention_bias": True},
@@ -52,11 +60,20 @@ PACKED: dict[str, dict[str, Any]] = {
     "smollm3": {"no_rope_layers": [1, 0]},
     "starcoder2": {},
     "gpt_neox": {},
+    "granitemoe": {"logits_scaling": 4.0, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {**LATENT, "first_k_dense_replace": 2},
+    "minicpm3": LATENT,
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},
+    "bert": {"is_decoder": True},  # its output layer comes after one more
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
 }
-PADDED: dict[str, dict[str, Any]] = {
-    "gemma2": {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "sliding_window": 6},
-    "bloom": {"n_layer": 2, "n_head": 4},
+PADDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("eager", {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "sliding_window": 6}),
+    "bloom": ("eager", {"n_layer": 2, "n_head": 4}),
+    "llama": ("eager", {}),
+    "nemotron": ("sdpa", {}),  # makes a mask of its own
+    "doge": ("sdpa", {}),  # so does this one
+    "recurrent_gemma": ("sdpa", {"lru_width": 32, "attention_window_size": 64}),
 }
 
 
@@ -133,6 +150,21 @@ def test_packed_documents_are_predicted_as_if_each_stood_alone(name: str) -> Non
 
 @pytest.mark.parametrize("name", PADDED)
 def test_a_model_whose_attention_is_another_is_padded(name: str) -> None:
-    causal = model(name, PADDED[name], "eager")
-    assert not attention.can_pack(causal)
+    implementation, changes = PADDED[name]
+    causal = model(name, changes, implementation)
+    assert not attention.can_pack(causal) and attention.of(causal) == implementation
     assert_same(causal, "padded", alone(causal))
+
+
+def test_a_model_that_sees_what_comes_after_is_none_for_this() -> None:
+    causal = model("bert", {})
+    assert attention.looks_ahead(causal) and not attention.can_pack(causal)
+    assert not attention.looks_ahead(model("bert", {"is_decoder": True}))
+
+
+def test_a_skeleton_without_weights_tells_whether_it_can_be_packed() -> None:
+    with torch.device("meta"):
+        for name in ("llama", "mixtral", "nemotron"):
+            skeleton = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **TINY), attn_implementation="sdpa")
+            assert attention.can_pack(skeleton) == (name != "nemotron")
+            assert attention.of(skeleton) == "sdpa"
