@@ -23,6 +23,7 @@ from recipes.language.preview import preview as show
 from recipes.language.tokens import TokenOptions, tokenise
 from recipes.metrics.language import LanguageMetrics
 from trainer.errors import UserError
+from trainer.files import reason
 from trainer.task import Batch, Metrics, Pretrained, Preview, Task
 
 
@@ -108,7 +109,7 @@ class LanguageModeling(Task):
         return model(batch), len(batch["chosen"])
 
     def metrics(self, device: torch.device) -> Metrics:
-        splits = (self.data.split(name) for name in ("val", "test"))
+        splits = (self.data.split(name) for name in ("train", "val", "test"))  # any may be evaluated
         return LanguageMetrics(max((len(split.tokens) for split in splits if split is not None), default=0), device)
 
     def evaluate(self, model: nn.Module, batch: Batch, metrics: Metrics) -> None:
@@ -136,10 +137,10 @@ def build(
 ) -> LanguageModeling:
     base = find(init_from) if init_from is not None else None
     tokenizer = _tokenizer(config, base)
-    options = TokenOptions(config.max_length, config.train_on, _template(config), config.too_long)
+    options = _options(config, tokenizer)
     load = partial(model.build, base=base, tokenizer=tokenizer)
     skeleton = load(device="meta")
-    _check_length(skeleton, config.max_length)
+    _check_model(skeleton, config.max_length)
     layout = _choose_layout(config.packing, skeleton)
     tokens = LanguageData(data, tokenizer, options, layout)  # before the weights: what is wrong with it shows sooner
     lm: Any = adapter.build(load) if adapter is not None else load()
@@ -153,7 +154,7 @@ def preview(
 ) -> Preview:
     """For `trainer data preview`: needs the tokenizer, not the weights."""
     tokenizer = _tokenizer(config, find(init_from) if init_from is not None else None)
-    options = TokenOptions(config.max_length, config.train_on, _template(config), config.too_long)
+    options = _options(config, tokenizer)
     return show(data, tokenizer, options, split=split, num=num, seed=seed)
 
 
@@ -165,16 +166,22 @@ def _tokenizer(config: Config, base: Base | None) -> Any:
     return base.tokenizer()
 
 
-def _template(config: Config) -> str | None:
-    if config.chat_template is None:
-        return None
-    try:
-        return Path(config.chat_template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe.chat_template: {config.chat_template}: {error}") from error
+def _options(config: Config, tokenizer: Any) -> TokenOptions:
+    """How to make tokens; a template of the config becomes the tokenizer's, which is saved with the model."""
+    template = None
+    if config.chat_template is not None:
+        try:
+            template = Path(config.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = reason(error) if isinstance(error, OSError) else "it is no UTF-8"
+            raise UserError(f"recipe.chat_template: {config.chat_template} can't be read ({why})") from error
+        tokenizer.chat_template = template
+    return TokenOptions(config.max_length, config.train_on, template, config.too_long)
 
 
-def _check_length(skeleton: Any, max_length: int) -> None:
+def _check_model(skeleton: Any, max_length: int) -> None:
+    if attention.looks_ahead(skeleton):
+        raise UserError("model: its attention sees the tokens that are to be predicted; a causal one is needed")
     longest = getattr(skeleton.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and max_length > longest:
         raise UserError(f"recipe.max_length: is {max_length}, and the model takes {longest} tokens at most")
@@ -183,7 +190,8 @@ def _check_length(skeleton: Any, max_length: int) -> None:
 def _choose_layout(wanted: Literal["auto", "packed", "padded"], skeleton: nn.Module) -> Layout:
     possible = attention.can_pack(skeleton)
     if wanted == "packed" and not possible:
+        kind = attention.of(skeleton)
         raise UserError(
-            "recipe.packing: this model's attention can't be told where a conversation ends; use auto or padded"
+            f"recipe.packing: this model's attention ({kind}) can't be told where conversations end; use auto or padded"
         )
     return "padded" if wanted == "padded" or not possible else "packed"

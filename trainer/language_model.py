@@ -78,7 +78,8 @@ def language_model(task: Task) -> Any:
 def as_usual(model: Any) -> None:
     """Evaluation mode, transformers' own attention (a recipe may have set one for packed samples), keys cached."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base.set_attn_implementation("sdpa")
+    if base.config._attn_implementation != "eager":  # which some models have alone
+        base.set_attn_implementation("sdpa")
     base.config.use_cache = True
     model.eval()
 

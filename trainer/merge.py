@@ -88,7 +88,7 @@ def _at_full_precision(opened: Opened, into: Into) -> Any:
     from peft import PeftModel
 
     assert opened.task.pretrained is not None
-    base: Any = opened.task.pretrained.load(torch.float32, "sdpa")
+    base: Any = opened.task.pretrained.load(torch.float32, None)
     if into == "dequantized":
         _take_quantised(base, opened.model)
     with tempfile.TemporaryDirectory() as folder:

@@ -124,7 +124,7 @@ class Pretrained(Protocol):
     @property
     def license(self) -> str | None: ...
 
-    def load(self, dtype: torch.dtype, attention: str, quantization: Any = None) -> torch.nn.Module:
+    def load(self, dtype: torch.dtype, attention: str | None, quantization: Any = None) -> torch.nn.Module:
         """The model with its weights."""
         ...
 

@@ -18,7 +18,15 @@ from trainer.errors import UserError
 
 NAME = "documents"
 """As `attn_implementation`."""
-_UNDERSTOOD = {"position_ids", "cu_seq_lens_q", "use_cache", "output_attentions", "output_hidden_states", "is_causal"}
+_UNDERSTOOD = {
+    "position_ids",
+    "cu_seq_lens_q",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "is_causal",
+}
 """Arguments of transformers that change nothing here."""
 
 
@@ -40,8 +48,18 @@ def of(model: Any) -> str:
     return str(model.config._attn_implementation)
 
 
+def looks_ahead(model: Any) -> bool:
+    """Whether no attention of the model is causal (BERT and the like, where `is_decoder` is not set)."""
+    flags = [bool(module.is_causal) for module in model.modules() if hasattr(module, "is_causal")]
+    return bool(flags) and not any(flags)
+
+
 def can_pack(model: Any) -> bool:
-    """Whether the model's attention goes through transformers' interface in every layer, and is plain."""
+    """Whether the model's attention goes through transformers' interface in every layer, and is plain.
+
+    Args:
+        model: transformers', without an adapter; on the device `meta` the answer costs next to nothing.
+    """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     return (
@@ -49,7 +67,26 @@ def can_pack(model: Any) -> bool:
         and of(model) in (FLASH, SDPA)
         and getattr(config, "attn_logit_softcapping", None) is None
         and kinds <= {"full_attention", "sliding_attention"}
+        and not looks_ahead(model)
+        and (of(model) == FLASH or _takes_documents(model))
     )
+
+
+def _takes_documents(model: Any) -> bool:
+    """Whether two documents go through: some models make a mask of their own all the same, or ask for more."""
+    before = of(model)
+    use(model)
+    try:
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+        with torch.no_grad():
+            model(input_ids=ids, position_ids=torch.zeros_like(ids), starts=(0, 1, 2), use_cache=False)
+    except (UserError, TypeError):  # the latter of a forward without other arguments
+        return False
+    except (RuntimeError, NotImplementedError):
+        pass  # a mixture of experts can't be routed without numbers; its first attention has been passed by then
+    finally:
+        model.set_attn_implementation(before)
+    return True
 
 
 def attend(
@@ -74,6 +111,7 @@ def attend(
     Returns [1, T, heads, head_dim] and no weights.
     """
     strange = {name for name, value in others.items() if value is not None} - _UNDERSTOOD
+    strange |= {"is_causal"} if others.get("is_causal") is False or not getattr(module, "is_causal", True) else set()
     if strange or attention_mask is not None or len(query) != 1 or not starts:
         what = ", ".join(sorted(strange)) or "a mask, a cache or a batch of several rows"
         raise UserError(f"recipe.packing: this model's attention uses {what}; set recipe.packing=padded")

@@ -99,12 +99,12 @@ class Base:
         with _plain(self, "its config.json can't be read"):
             return AutoConfig.from_pretrained(self.folder, local_files_only=True)
 
-    def load(self, dtype: Any, attention: str, quantization: Any = None) -> nn.Module:
+    def load(self, dtype: Any, attention: str | None, quantization: Any = None) -> nn.Module:
         """The model with its weights, on the CPU; with `quantization` on the current accelerator, where there is one.
 
         Args:
             dtype: of the weights; of those that are not quantised, with `quantization`.
-            attention: one of transformers' implementations, e.g. `sdpa`.
+            attention: one of transformers' implementations, e.g. `sdpa`; None lets it choose.
             quantization: transformers' `BitsAndBytesConfig`.
         """
         import torch

@@ -12,7 +12,15 @@ from recipes.language import attention
 from recipes.language.loss import score, summed_cross_entropy
 from trainer.task import Batch
 
-_BENT_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier")
+_BENT_LOGITS = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "logits_scaling",
+    "logit_scale",
+    "lm_head_multiplier",
+    "output_multiplier",
+    "unpadded_vocab_size",
+)
 """Settings of models that change their logits after the output layer."""
 
 
@@ -26,9 +34,12 @@ class CausalLM(nn.Module):
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
         self.lm = lm
-        head = self._causal.get_output_embeddings()
-        plain = all(getattr(self._causal.config, name, None) is None for name in _BENT_LOGITS)
-        self._is_plain = plain and type(head) is nn.Linear
+        causal = self._causal
+        head = causal.get_output_embeddings()
+        plain = all(getattr(causal.config.get_text_config(), name, None) is None for name in _BENT_LOGITS)
+        # What else stands beside the decoder has a part in the logits, e.g. the transformation before BERT's output
+        parts = {name for name, child in causal.named_children() if child is not head}
+        self._is_plain = plain and type(head) is nn.Linear and parts == {causal.base_model_prefix}
         """Whether logits are nothing but the output layer of the decoder's last hidden states."""
 
     def forward(self, batch: Batch, per_token: bool = False) -> Any:

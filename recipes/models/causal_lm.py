@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Config:
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     """Kernel of attention; `auto` takes `flash_attention_2` where it is installed and the weights are in half precision
-    on CUDA, else `sdpa`."""
+    on CUDA, else `sdpa`, or `eager` for a model that can't do otherwise."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights in memory; those of an adapter are in fp32 in any case."""
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -98,17 +98,18 @@ def _check_vocabulary(ours: Any, tokenizer: Any) -> None:
         raise UserError(f"model: its vocabulary has {size} tokens and the tokenizer gives up to {len(tokenizer)}")
 
 
-def _attention(config: Config) -> str:
+def _attention(config: Config) -> str | None:
+    """None leaves it to transformers: `sdpa`, or `eager` for a model that has nothing else."""
     from transformers.utils import is_flash_attn_2_available
 
     if config.attention == "flash_attention_2" and not is_flash_attn_2_available():
         raise UserError("model.attention: flash_attention_2 needs the library flash-attn and CUDA; use auto or sdpa")
     if config.attention != "auto":
         return config.attention
-    return "flash_attention_2" if config.dtype != "float32" and is_flash_attn_2_available() else "sdpa"
+    return "flash_attention_2" if config.dtype != "float32" and is_flash_attn_2_available() else None
 
 
-def _empty(ours: Any, dtype: torch.dtype, attention: str, device: str) -> nn.Module:
+def _empty(ours: Any, dtype: torch.dtype, attention: str | None, device: str) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
