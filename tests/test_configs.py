@@ -18,13 +18,20 @@ from trainer.load import dump, load
 TINY = ["train.max_steps=2", "train.device=cpu", "strategy=auto", "tracking.enabled=false", "data.workers=0"]
 PICTURES = ["data.path=pictures", "data.batch_size=4"]
 SMALLER = {
+    "lora-smollm2.yaml": [
+        "recipe.max_length=96",
+        "data.val_fraction=0.01",
+        "data.batch_size=1",
+        "evaluate.at_start=false",
+        "train.log_every=1",
+    ],
     "resnet50.yaml": [
         *PICTURES,
         "model.num_classes=2",
         "data.augment=[{RandomResizedCrop: {size: [64, 64]}}, {HorizontalFlip: {}}]",
     ],
 }
-"""Config -> what it needs beside `TINY` where it reads data from a folder."""
+"""Config -> what it needs beside `TINY`: data from a folder, or less work."""
 
 
 @pytest.fixture
@@ -50,7 +57,7 @@ def test_opens_with_expectation_hardware_and_command(name: str) -> None:
     text = header(name)
     assert "Expect: " in text
     assert re.search(r"\b(core|GPU|accelerator)s?\b", text), "on which hardware?"
-    found = re.search(r"`([^`]*\bfit --config [^`]*)`", text)
+    found = re.search(r"`([^`]*\b(?:fit|finetune-lora) --config [^`]*)`", text)
     assert found, "with which command?"
     words = shlex.split(found[1])
     assert words[words.index("--config") + 1] == name

@@ -25,6 +25,7 @@ from harness import ROOT, environment, free_port
 from processes import ForkServer, wait_until
 
 from trainer import cli, config
+from trainer.commands import finetune_lora
 from trainer.component import KINDS, available
 from trainer.component_source import read_help
 from trainer.layers import SECTIONS
@@ -36,6 +37,13 @@ TINY = ["train.device=cpu", "tracking.enabled=false", "train.max_steps=4", "eval
 TRACKED = "trainer fit --config quickstart.yaml resume=auto"
 """The training whose run the MLflow commands after it need."""
 SMALLER = {
+    "lora-smollm2.yaml": [
+        "train.max_steps=2",
+        "recipe.max_length=96",
+        "data.val_fraction=0.01",
+        "data.batch_size=1",
+        "evaluate.at_start=false",
+    ],
     "flowers.yaml": ["data.batch_size=2", "data.workers=0", "data.augment=[{Resize: {height: 64, width: 64}}]"],
     "resnet50.yaml": [
         "data.batch_size=2",
@@ -134,9 +142,10 @@ class Reader:
 
     def tiny(self, command: Command, words: list[str]) -> list[str]:
         """The words of a training, with what makes it tiny."""
-        if words[0] != "fit" or command.expected:
+        if words[0] not in ("fit", "finetune-lora") or command.expected:
             return words
-        extra = [*TINY, *(item for name, items in SMALLER.items() if name in words for item in items)]
+        names = words if "--config" in words or words[0] == "fit" else [*words, finetune_lora.SHIPPED]
+        extra = [*TINY, *(item for name, items in SMALLER.items() if name in names for item in items)]
         if "--resume" in words:
             extra.append("train.max_steps=6")
         if shown(command) == TRACKED:
