@@ -25,6 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTIONAL = {
     "pynvml": "GPU metrics, where it is installed",
     "timm": "the extra of this name",
+    "gguf": "the extra of this name",
+    "lm_eval": "`trainer evaluate --lm-eval`, where it is installed",
 }
 """Modules that are imported where they are there, with a line for the user where they are missing."""
 BROUGHT_BY = {"pydantic_core": "pydantic"}

@@ -93,7 +93,8 @@ def _at_full_precision(opened: Opened, into: Into) -> Any:
         _take_quantised(base, opened.model)
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(opened.task, opened.weights, Path(folder) / "adapter")
-        model = PeftModel.from_pretrained(base, str(Path(folder) / "adapter"))
+        with quiet():
+            model = PeftModel.from_pretrained(base, str(Path(folder) / "adapter"))
     as_usual(model)
     return model
 

@@ -48,7 +48,8 @@ class LanguageMetrics(Metrics):
             writer = csv.writer(file)
             writer.writerow(["document", "loss", "correct", "tokens"])
             writer.writerows([i, repr(float(loss)), int(hit), int(n)] for i, (loss, hit, n) in enumerate(table) if n)
-        (folder / INTERVALS).write_text(json.dumps(intervals(table), indent=1))
+        known = {name: found for name, found in intervals(table).items() if not any(map(math.isnan, found))}
+        (folder / INTERVALS).write_text(json.dumps(known, indent=1))
         return [folder / DOCUMENTS, folder / INTERVALS]
 
     def compare(self, before: Path) -> list[Difference]:
