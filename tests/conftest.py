@@ -44,7 +44,7 @@ def run_cases(tmp_path: Path) -> Callable[[int, Sequence[Sequence[str]]], list[i
         (tmp_path / "cases.json").write_text(json.dumps([{"args": c, "port": free_port()} for c in cases]))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command += [str(FIXTURES / "run_cases.py"), str(tmp_path / "cases.json"), str(tmp_path / "codes")]
-        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=280)
         (tmp_path / "stderr").write_text(done.stderr)
         assert done.returncode == 0, done.stderr[-6000:]
         codes: list[int] = json.loads((tmp_path / "codes.0").read_text())
