@@ -18,6 +18,7 @@ from processes import ForkServer, wait_until
 QLORA = {"name": "qlora", "r": 4, "dropout": 0.1}
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "single-lora": (1, {"train": {"max_steps": 8, "device": "cpu", "log_every": 1, "ema_decay": 0.9}}),
+    "ddp-lora": (2, {"strategy": "ddp"}),
     "ddp-qlora": (2, {"strategy": "ddp", "adapter": QLORA}),
     "fsdp-lora": (2, {"strategy": "fsdp"}),
 }
@@ -26,7 +27,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_killed_training_goes_on_to_the_same_bits(way: str, tmp_path: Path, server: ForkServer) -> None:
     processes, sections = WAYS[way]
-    slow = {"name": "lm.sentences", "batch_size": 4 // processes, "delay": 0.2}
+    slow = {"name": "lm.sentences", "batch_size": 4 // processes, "delay": 0.4}
     undisturbed = case.config(tmp_path, "undisturbed", **sections, data={**slow, "delay": 0.0})
     killed = case.config(tmp_path, "killed", **sections, data=slow)
     first = server.start("fit", "--config", str(killed), cwd=tmp_path, processes=processes)
