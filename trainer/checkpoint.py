@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainer.errors import TrainerError, UserError
-from trainer.files import reason, remove, sync_folder, write_atomically
+from trainer.files import reason, remove, sync, write_atomically
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -101,7 +101,7 @@ def publish(unfinished: Path, manifest: Manifest) -> Path:
     """Write the manifest last, make everything durable, then give the folder its name in one step."""
     write_atomically(unfinished / MANIFEST, sealed(asdict(manifest)))
     for folder in {(unfinished / name).parent for name in manifest.files} | {unfinished}:
-        sync_folder(folder)
+        sync(folder)
     final = unfinished.parent / folder_name(manifest.step)
     if os.path.lexists(final):  # a resumed run came by this step again; the old one may be the damaged one
         replaced = unfinished.parent / f"{_REPLACED}{final.name}"
@@ -111,7 +111,7 @@ def publish(unfinished: Path, manifest: Manifest) -> Path:
         remove(replaced)
     else:
         os.replace(unfinished, final)
-    sync_folder(final.parent)
+    sync(final.parent)
     return final
 
 

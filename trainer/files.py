@@ -58,7 +58,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_with_reserve(path: Path, data: bytes, reserve: Path) -> None:
@@ -76,7 +76,7 @@ def write_with_reserve(path: Path, data: bytes, reserve: Path) -> None:
             file.truncate()
             os.fsync(file.fileno())
         os.replace(reserve, path)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -87,9 +87,9 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, as `fsync` does for a file's bytes."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -6,7 +6,6 @@ table and nothing else, after its hash was checked.
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from trainer.checkpoint import DamagedCheckpoint, entry
 from trainer.engine import Engine
 from trainer.errors import TrainerError
-from trainer.files import reason
+from trainer.files import reason, sync
 from trainer.state import Tensors
 
 T = TypeVar("T")
@@ -141,7 +140,7 @@ def _own_files(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
     mine = [path for path in folder.iterdir() if path.name.startswith(f"__{rank}_")]
     if rank == 0:
         mine.append(folder / ".metadata")
-        _sync(folder / ".metadata")
+        sync(folder / ".metadata")
     return {f"{folder.name}/{path.name}": entry(path) for path in mine}
 
 
@@ -177,11 +176,3 @@ def _plain_errors(kind: type[TrainerError], message: str) -> Iterator[None]:
             raise OSError(cause.errno, reason(cause), str(cause.filename or "")) from error
         first_line = str(cause).partition("\n")[0]
         raise kind(f"{message} (rank {rank}: {type(cause).__name__}: {first_line})") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

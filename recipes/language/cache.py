@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import TrainerError
-from trainer.files import FULL, locked, reason, remedy, remove, sync_folder, write_atomically
+from trainer.files import FULL, locked, reason, remedy, remove, sync, write_atomically
 
 _TABLE = "entry.json"
 """Written last: what it lists is whole."""
@@ -55,7 +55,7 @@ def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         about = make(making)
         files = {file.name: file.stat().st_size for file in making.iterdir()}
         for file in files:
-            _sync(making / file)
+            sync(making / file)
         write_atomically(making / _TABLE, json.dumps({"files": files, "about": about}).encode())
         try:
             making.rename(folder)
@@ -63,7 +63,7 @@ def _make(folder: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any
             # On a file system without locks another process may have made the same entry meanwhile.
             if _about(folder) is None:
                 raise
-        sync_folder(folder.parent)
+        sync(folder.parent)
         return about
     finally:
         remove(making)
@@ -77,14 +77,6 @@ def _about(folder: Path) -> dict[str, Any] | None:
         return dict(table["about"]) if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
