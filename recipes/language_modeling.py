@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.language import attention
-from recipes.language.answers import Answer, answer, choose, find_metric, write
+from recipes.language.answers import Answer, answer, choose, compare, find_metric, write
 from recipes.language.base import Base, find
 from recipes.language.batches import TokenDataset
 from recipes.language.cache import cache_folder
@@ -24,7 +24,7 @@ from recipes.language.tokens import TokenOptions, tokenise
 from recipes.metrics.language import LanguageMetrics
 from trainer.errors import UserError
 from trainer.files import reason
-from trainer.task import Batch, Metrics, Pretrained, Preview, Task
+from trainer.task import Batch, Difference, Metrics, Pretrained, Preview, Task
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,9 @@ class LanguageModeling(Task):
         write(answers, folder)
         texts = [[row[key] for row in answers] for key in ("answer", "reference")]
         return {name: float(measure(*texts)) for name, measure in self._measures.items()}
+
+    def compare_answers(self, answers: list[Answer], before: Path) -> list[Difference]:
+        return compare(before, answers, self._measures)
 
 
 def build(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,7 +54,10 @@ def close(job: Job, data: Data, folder: Path, say: Callable[[str], None]) -> Com
                 write_pictures(job.report.run, split, metrics)
         if metrics is not None and job.report.run is not None:
             compared |= _compared(job.report.run.artifacts, split, metrics)
-        _answer(job, split, split)
+        said = _answer(job, split, split)
+        if said and job.report.run is not None:
+            more = job.task.compare_answers(said, job.report.run.artifacts / BEFORE / split)
+            compared |= {split: [*compared.get(split, []), *more]} if more else {}
     _write_adapter(job, folder)
     return compared
 
@@ -63,10 +67,10 @@ def load_for_evaluation(engine: Engine, ema: WeightAverage | None, found: Checkp
     state.load_weights(engine, ema, saving.load(found.path, found.manifest, engine))
 
 
-def _answer(job: Job, split: str, place: str) -> None:
+def _answer(job: Job, split: str, place: str) -> list[dict[str, Any]]:
     """Let the model answer some samples of a split, log how well, and write the answers into `artifacts/<place>/`."""
     if not job.task.answers_wanted:
-        return
+        return []
     engine, world = job.engine, job.engine.world
     averaged = job.ema.in_place_of_weights() if job.ema is not None else nullcontext()
     with torch.no_grad(), averaged, engine.forward_context():
@@ -76,6 +80,7 @@ def _answer(job: Job, split: str, place: str) -> None:
     if every and run is not None:
         metrics = job.task.judge(every, run.artifacts / place)
         job.report.log(job.progress, {f"{split}/{name}": value for name, value in metrics.items()})
+    return every
 
 
 def _held_out(job: Job, data: Data) -> dict[str, Dataset]:

@@ -161,6 +161,10 @@ class Task(ABC):
         """Measure the answers of all ranks, and write them into `folder`, which exists. Rank 0 only."""
         return {}
 
+    def compare_answers(self, answers: list[dict[str, Any]], before: Path) -> list[Difference]:
+        """What has changed since `judge` wrote into `before`, if it did. Rank 0 only."""
+        return []
+
     @abstractmethod
     def metrics(self, device: torch.device) -> Metrics:
         """Fresh metrics with all sums at zero."""

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,15 @@ import torch
 from recipes.language import attention
 from recipes.language.conversations import Conversations
 from trainer.errors import UserError
+from trainer.task import Difference
 
 Score = Callable[[list[str], list[str]], float]
 """(answers, references) -> a value."""
 Answer = dict[str, Any]
 """`place`, `prompt` (turns), `reference`, `answer`."""
+SAMPLES = "samples.jsonl"
+RESAMPLES = 200
+"""Each measures all answers twice, and a user's metric may be slow."""
 BATCH = 8
 """Prompts that are answered together."""
 
@@ -107,9 +111,42 @@ def choose(conversations: Conversations, count: int) -> list[int]:
     return [index for index in spread if conversations[index].messages[-1].role == "assistant"]
 
 
+def compare(before: Path, after: Sequence[Answer], measures: Mapping[str, Score]) -> list[Difference]:
+    """Each metric of the answers that `write` wrote into `before` and of those to the same prompts now.
+
+    Intervals of 95 % by the percentile bootstrap over prompts, drawn together for both.
+    """
+    file = before / SAMPLES
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    earlier = {row["place"]: row["answer"] for row in map(json.loads, lines)}
+    rows = [row for row in after if row["place"] in earlier]
+    if not rows:
+        return []
+    texts = [(earlier[row["place"]], row["answer"], row["reference"]) for row in rows]
+    draw = np.random.default_rng(0)
+    draws = [range(len(texts)), *(draw.integers(0, len(texts), len(texts)) for _ in range(RESAMPLES))]
+    return [
+        _difference(name, measure, [[texts[i] for i in drawn] for drawn in draws]) for name, measure in measures.items()
+    ]
+
+
+def _difference(name: str, measure: Score, samples: list[list[tuple[str, str, str]]]) -> Difference:
+    """The first sample is the real one."""
+    values = np.array(
+        [
+            [measure(list(texts), list(wanted)) for texts in (old, new)]
+            for old, new, wanted in (zip(*s, strict=True) for s in samples)
+        ]
+    )
+    table = np.column_stack([values, values[:, 1] - values[:, 0]])
+    ends = np.quantile(table[1:], [0.025, 0.975], axis=0)
+    before, after, change = ((float(v), float(low), float(high)) for v, low, high in zip(table[0], *ends, strict=True))
+    return Difference(name, before, after, change)
+
+
 def write(answers: Sequence[Answer], folder: Path) -> None:
     """`samples.jsonl` for programs, `samples.md` to read."""
-    (folder / "samples.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in answers), encoding="utf-8")
+    (folder / SAMPLES).write_text("".join(f"{json.dumps(row)}\n" for row in answers), encoding="utf-8")
     parts = []
     for row in answers:
         prompt = "\n\n".join(f"**{turn['role']}**: {turn['content']}" for turn in row["prompt"])

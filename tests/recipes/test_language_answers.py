@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm import tiny
 
-from recipes.language.answers import bleu, exact_match, find_metric, rouge_l
+from recipes.language.answers import bleu, compare, exact_match, find_metric, rouge_l, write
 from trainer.cli import main
 from trainer.errors import UserError
 
@@ -91,4 +91,19 @@ def test_a_training_writes_answers_before_and_after_and_measures_them(
         assert len(rows) == 3 and {"place", "prompt", "reference", "answer"} == rows[0].keys()
         assert all(row["reference"] == str(2 * int(row["prompt"][-1]["content"].split()[2])) for row in rows)
         assert (folder / "samples.md").read_text().count("**reference**") == 3
-    assert [row["metric"] for row in result["compared"]["val"]] == ["loss", "perplexity", "token_accuracy"]
+    names = ["loss", "perplexity", "token_accuracy", "exact_match", "rouge_l", "bleu", "length"]
+    assert [row["metric"] for row in result["compared"]["val"]] == names
+    assert result["compared"]["val"][-1]["change"] == [0.0, 0.0, 0.0]
+
+
+def test_answers_are_compared_prompt_by_prompt_with_intervals(tmp_path: Path) -> None:
+    rows = [
+        {"place": f"f:{n}", "prompt": [], "reference": str(n), "answer": str(n if n < 10 else -1)} for n in range(40)
+    ]
+    write(rows, tmp_path)
+    better = [{**row, "answer": row["reference"] if n < 30 else "no"} for n, row in enumerate(rows)]
+    (row,) = compare(tmp_path, better, {"exact_match": exact_match})
+    assert (row.before[0], row.after[0], row.change[0]) == (0.25, 0.75, 0.5)
+    assert 0.05 < row.before[1] < 0.25 < row.before[2] < 0.45
+    assert 0.3 < row.change[1] < 0.5 < row.change[2] < 0.7
+    assert compare(tmp_path / "nowhere", better, {"exact_match": exact_match}) == []
