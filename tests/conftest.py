@@ -18,8 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import soak  # found through the path above
-from harness import FIXTURES, environment, free_port
+from harness import FIXTURES, environment
 from processes import ForkServer
+
+from trainer.local_ranks import free_port
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import pytest
 from documents import BY_MAKE, PAGES, Block, Command, blocks, commands, matches, shown
-from harness import ROOT, environment, free_port
+from harness import ROOT, environment
 from processes import ForkServer, wait_until
 
 from trainer import cli, config
@@ -30,6 +30,7 @@ from trainer.component import KINDS, available
 from trainer.component_source import read_help
 from trainer.layers import SECTIONS
 from trainer.load import component_fields, load
+from trainer.local_ranks import free_port
 from trainer.validation import default_of
 
 TINY = ["train.device=cpu", "tracking.enabled=false", "train.max_steps=4", "evaluate.test=false"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,8 @@ from trainer.environment import signal_at_parents_end
 
 LOCALHOST = "127.0.0.1"
 POLL_SECONDS = 0.02
+PORTS = (15000, 32000)
+"""Below those that systems give out by themselves (from 32768 on Linux, 49152 elsewhere)."""
 _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"),
@@ -117,10 +121,17 @@ def start(
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((LOCALHOST, 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that nobody listened on a moment ago, and that the system gives to nobody by itself.
+
+    Those that it gives out (to gloo, among others) may be taken before the ranks meet, who then wait for ever for an
+    answer from the wrong listener.
+    """
+    ports = random.SystemRandom().sample(range(*PORTS), 100)
+    for port in ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((LOCALHOST, port))
+            return port
+    raise OSError(f"none of {len(ports)} ports between {PORTS[0]} and {PORTS[1]} is free")
 
 
 def _world(rank: int, size: int, port: int) -> dict[str, str]:

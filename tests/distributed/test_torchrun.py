@@ -14,12 +14,13 @@ from typing import Any
 import psutil
 import pytest
 import soak
-from harness import environment, free_port, toy_config
+from harness import environment, toy_config
 from outcome import assert_same_bits, entries, losses, only_run, record
 from processes import ForkServer, wait_until
 
 from trainer import checkpoint
 from trainer.cli import main
+from trainer.local_ranks import free_port
 
 
 def torchrun(folder: Path, log: str, options: Sequence[str], *args: str) -> subprocess.Popen[bytes]:

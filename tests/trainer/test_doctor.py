@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from disks import fill, small_disk
 from faults import control_group, only
-from harness import ROOT, environment, free_port
+from harness import ROOT, environment
 from mlflow_servers import accepting_and_silent
 from processes import wait_until
 
@@ -26,6 +26,7 @@ from trainer.commands.doctor import show
 from trainer.doctor import Check, Probe, Setting, examine, listed, ok, problem, size, worst
 from trainer.doctor import allreduce as doctor_allreduce
 from trainer.doctor import mlflow as doctor_mlflow
+from trainer.local_ranks import free_port
 from trainer.world import World
 
 LINES = [
