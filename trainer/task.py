@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 Batch = dict[str, Any]
 """Tensors by name, first dimension the sample, plus `bad`: a list of `(index, reason)` for samples that
@@ -42,6 +44,40 @@ class Data(Protocol):
 
     def split(self, name: str) -> Dataset | None:
         """The split `train`, `val` or `test`; None where the data set has no such split."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The samples of a data set that may be trained on: those of `train` and `val` together, `test` not among them."""
+
+    size: int
+    labels: NDArray[np.integer[Any]] | None = None
+    """[size] class of each sample; None where they have none."""
+    keys: NDArray[Any] | None = None
+    """[size] what `holdout.group_by` names, of each sample: equal ones are a group, or smaller ones are earlier; None
+    where nothing is named."""
+    same: NDArray[Any] | None = None
+    """[size] equal for samples that say the same, and should not be on both sides; None where nobody looked."""
+
+
+class Divisible(Data, Protocol):
+    """A data set whose `train` and `val` can be cut anew: what the section `holdout` needs."""
+
+    def pool(self, group_by: str | None) -> Pool:
+        """All samples that may be trained on, in an order that never changes.
+
+        Raises UserError for a `group_by` that it does not know.
+        """
+        ...
+
+    def divide(self, train: NDArray[np.int64], val: NDArray[np.int64] | None) -> Data:
+        """The same data set with these samples of the pool, by their index in it, as `train` and `val`; no `val` where
+        that is None.
+
+        Validation samples are seen as at evaluation, wherever they were before; `test` is as it was. Whatever the data
+        set says of its training samples (counts of classes, say) and its fingerprint are those of the new ones.
+        """
         ...
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,7 +48,10 @@ class Config:
 
 
 def build(config: Config, seed: int) -> FolderData:
-    class_names, files = _find_splits(config)
+    return _build(config, seed, *_find_splits(config))
+
+
+def _build(config: Config, seed: int, class_names: tuple[str, ...], files: Mapping[str, Files]) -> FolderData:
     size = (config.image_size, config.image_size) if config.image_size is not None else None
     augment = Pipeline(config.augment, "data.augment") if config.augment else None
     transform = Pipeline(config.transform, "data.transform") if config.transform else None
@@ -57,7 +62,10 @@ def build(config: Config, seed: int) -> FolderData:
     view = View(transform, size, 1.0 if transform else CROP)
     datasets = {name: FolderDataset(files[name], view, config.channels, seed) for name in files if name != "train"}
     datasets["train"] = train
-    height, width, _ = datasets.get("val", train).shape
+    evaluated = datasets.get("val") or (
+        train if transform is None else FolderDataset(files["train"], view, config.channels, seed)
+    )
+    height, width, _ = evaluated.shape
     info = ImageInfo(
         class_names=class_names,
         class_counts=tuple(np.bincount(files["train"].labels, minlength=len(class_names)).tolist()),
@@ -67,7 +75,7 @@ def build(config: Config, seed: int) -> FolderData:
         mean=per_channel(config.mean, config.channels, "data.mean"),
         std=per_channel(config.std, config.channels, "data.std"),
     )
-    return FolderData(info, files, datasets)
+    return FolderData(info, files, datasets, partial(_build, config, seed, class_names))
 
 
 def _find_splits(config: Config) -> tuple[tuple[str, ...], dict[str, Files]]:

@@ -100,7 +100,8 @@ def build(config: Config, seed: int) -> ConversationSplits:
     notes += _told(config, parts, counts)
     splits = {name: part.conversations() for name, part in parts.items()}
     together = hashlib.sha256("".join(f"{n}{c.fingerprint}" for n, c in sorted(splits.items())).encode()).hexdigest()
-    return ConversationSplits(together, splits, notes, counts)
+    digests = {name: part.said for name, part in parts.items()}
+    return ConversationSplits(together, splits, notes, counts, digests)
 
 
 def _files(config: Config) -> dict[str, list[Path]]:

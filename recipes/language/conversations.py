@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.errors import UserError
+from trainer.task import Pool
 
 Role = Literal["system", "user", "assistant", "tool"]
 Indices = NDArray[np.int64]
@@ -114,7 +115,21 @@ class ConversationSplits:
     counts: Mapping[str, Mapping[str, int]]
     """Split -> `rows`, `left_out`, `duplicates` (of a row before it in the split), `overlap` (of a row in `train`, for
     the other splits)."""
+    digests: Mapping[str, NDArray[np.uint64]] = field(default_factory=dict)
+    """Split -> hash of what each of its conversations says."""
 
     def split(self, name: str) -> Conversations | None:
         """The split `train`, `val` or `test`; None where there is none."""
         return self.splits.get(name)
+
+    def pool(self, group_by: str | None) -> Pool:
+        """`group_by` is a column; conversations that say the same stay together. See `trainer.task.Divisible`."""
+        from recipes.language.dividing import column, pooled
+
+        both, digests = pooled(self)
+        return Pool(len(both), keys=column(both, group_by) if group_by is not None else None, same=digests)
+
+    def divide(self, train: Indices, val: Indices | None) -> ConversationSplits:
+        from recipes.language.dividing import divided
+
+        return divided(self, train, val)

@@ -22,7 +22,7 @@ _SPLIT_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val"
 _SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)([-_.].*)?")
 
 
-class _Joined:
+class JoinedRows:
     """The rows of several files, one after the other."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:
@@ -63,7 +63,7 @@ def find_splits(paths: str | Sequence[str], key: str) -> dict[str, list[Path]]:
 def open_rows(files: Sequence[Path]) -> Rows:
     """The rows of all `files`, in this order."""
     parts = [_open(file) for file in files]
-    return parts[0] if len(parts) == 1 else _Joined(parts)
+    return parts[0] if len(parts) == 1 else JoinedRows(parts)
 
 
 def _open(path: Path) -> Rows:

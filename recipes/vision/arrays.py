@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from recipes.vision.augment import Entry, Pipeline
 from recipes.vision.decode import UnreadableImage
 from recipes.vision.images import ImageInfo, ImageSplits, per_channel
 from trainer.errors import UserError
-from trainer.task import Batch, sample_seed
+from trainer.task import Batch, Pool, sample_seed
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -78,6 +81,32 @@ class ArrayDataset:
         return np.stack(results)
 
 
+@dataclass(frozen=True)
+class ArraySplits(ImageSplits):
+    """A data set that can be cut anew, see `trainer.task.Divisible`."""
+
+    arrays: Mapping[str, tuple[Pixels, Labels]]
+    """Pictures and labels of each split."""
+    rebuild: Callable[[Mapping[str, tuple[Pixels, Labels]]], ArraySplits]
+
+    def pool(self, group_by: str | None) -> Pool:
+        if group_by is not None:
+            raise UserError(
+                f"holdout.group_by: got {group_by!r}, but these pictures have neither groups nor times: use k_fold or "
+                "stratified"
+            )
+        return Pool(len(self._pooled(1)), labels=self._pooled(1))
+
+    def divide(self, train: Labels, val: Labels | None) -> ArraySplits:
+        images, labels = self._pooled(0), self._pooled(1)
+        parts = {"train": train} if val is None else {"train": train, "val": val}
+        held = {name: arrays for name, arrays in self.arrays.items() if name == "test"}
+        return self.rebuild({**{name: (images[part], labels[part]) for name, part in parts.items()}, **held})
+
+    def _pooled(self, which: int) -> NDArray[Any]:
+        return np.concatenate([self.arrays[name][which] for name in ("train", "val") if name in self.arrays])
+
+
 def build_splits(
     splits: Mapping[str, tuple[Pixels, Labels]],
     class_names: Sequence[str],
@@ -89,24 +118,30 @@ def build_splits(
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
-) -> ImageSplits:
+) -> ArraySplits:
     """A data set from the arrays of its splits; `augment` is for `train`, `transform` for the others."""
+    rebuild = partial(
+        build_splits,
+        class_names=class_names,
+        augment=augment,
+        transform=transform,
+        image_size=image_size,
+        channels=channels,
+        mean=mean,
+        std=std,
+        seed=seed,
+    )
     pipelines = {
         "augment": Pipeline(augment, "data.augment") if augment else None,
         "transform": Pipeline(transform, "data.transform") if transform else None,
     }
-    datasets = {
-        name: ArrayDataset(
-            images,
-            labels,
-            channels=channels,
-            image_size=image_size,
-            pipeline=pipelines["augment" if name == "train" else "transform"],
-            seed=seed,
-        )
-        for name, (images, labels) in splits.items()
-    }
-    evaluated = datasets.get("val") or datasets["train"]
+
+    def view(name: str, purpose: str) -> ArrayDataset:
+        pipeline = pipelines[purpose]
+        return ArrayDataset(*splits[name], channels=channels, image_size=image_size, pipeline=pipeline, seed=seed)
+
+    datasets = {name: view(name, "augment" if name == "train" else "transform") for name in splits}
+    evaluated = datasets.get("val") or view("train", "transform")
     # One picture of each kind goes through its pipeline now, so that a bad one ends here and not in a data worker.
     datasets["train"].batch([0], 0)
     height, width = evaluated.batch([0], 0)["image"].shape[2:]
@@ -119,7 +154,7 @@ def build_splits(
         mean=per_channel(mean, channels, "data.mean"),
         std=per_channel(std, channels, "data.std"),
     )
-    return ImageSplits(info, _fingerprint(splits), datasets)
+    return ArraySplits(info, _fingerprint(splits), datasets, splits, rebuild)
 
 
 def _fingerprint(splits: Mapping[str, tuple[Pixels, Labels]]) -> str:

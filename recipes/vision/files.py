@@ -46,6 +46,20 @@ class Files:
         return replace(self, starts=self.starts[indices], ends=self.ends[indices], labels=self.labels[indices])
 
 
+def join(first: Files, second: Files) -> Files:
+    """The files of two splits, in this order, below a folder that holds both."""
+    labels = np.concatenate([first.labels, second.labels])
+    if first.root == second.root and first.text is second.text:
+        starts, ends = (np.concatenate([getattr(part, key) for part in (first, second)]) for key in ("starts", "ends"))
+        return replace(first, starts=starts, ends=ends, labels=labels)
+    root = os.path.commonpath([first.root, second.root])
+    below = [(part, os.fsencode(os.path.relpath(part.root, root)) + b"/") for part in (first, second)]
+    paths = [prefix + part.relative(index) for part, prefix in below for index in range(len(part))]
+    lengths = np.array([len(path) for path in paths], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    return Files(root, np.frombuffer(b"".join(paths), np.uint8), ends - lengths, ends, labels)
+
+
 def scan(folder: Path) -> tuple[tuple[str, ...], Files]:
     """Class names (sorted names of the folders in `folder`) and the pictures below each, nested ones too.
 

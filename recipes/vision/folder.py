@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recipes.vision.augment import Pipeline
 from recipes.vision.decode import Picture, UnreadableImage, centre_crop, decode
-from recipes.vision.files import Files, fingerprint
+from recipes.vision.files import Files, fingerprint, join
 from recipes.vision.images import ImageInfo
 from trainer.errors import UserError
-from trainer.task import Batch, Dataset, sample_seed
+from trainer.task import Batch, Dataset, Pool, sample_seed
 
 _NUM_PROBES = 4
 
@@ -107,11 +110,12 @@ class FolderDataset:
 
 @dataclass(frozen=True)
 class FolderData:
-    """The splits of a folder."""
+    """The splits of a folder; they can be cut anew, see `trainer.task.Divisible`."""
 
     info: ImageInfo
     files: Mapping[str, Files]
     datasets: Mapping[str, Dataset]
+    rebuild: Callable[[Mapping[str, Files]], FolderData]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,3 +124,33 @@ class FolderData:
 
     def split(self, name: str) -> Dataset | None:
         return self.datasets.get(name)
+
+    def pool(self, group_by: str | None) -> Pool:
+        """`group_by` is a regular expression, looked for in each picture's path below the folder of its split."""
+        files = self._pooled()
+        return Pool(len(files), files.labels, _keys(files, group_by) if group_by is not None else None)
+
+    def divide(self, train: NDArray[np.int64], val: NDArray[np.int64] | None) -> FolderData:
+        files = self._pooled()
+        parts = (
+            {"train": files.select(train)} if val is None else {"train": files.select(train), "val": files.select(val)}
+        )
+        return self.rebuild({**parts, **{name: part for name, part in self.files.items() if name == "test"}})
+
+    def _pooled(self) -> Files:
+        return join(self.files["train"], self.files["val"]) if "val" in self.files else self.files["train"]
+
+
+def _keys(files: Files, pattern: str) -> NDArray[Any]:
+    """What the first group of `pattern`, or all of it, matches in each path; numbers where all of them are."""
+    try:
+        expression = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"holdout.group_by: {pattern!r} is no regular expression: {error}") from error
+    found = []
+    for index in range(len(files)):
+        match = expression.search(os.fsdecode(files.relative(index)))
+        if match is None:
+            raise UserError(f"holdout.group_by: {pattern!r} is not found in the path {files.path(index)}")
+        found.append(match[1 if expression.groups else 0] or "")
+    return np.array([int(text) for text in found] if all(text.isdecimal() for text in found) else found)

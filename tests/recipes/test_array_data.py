@@ -183,3 +183,33 @@ def test_fashion_mnist_files_that_cannot_be_used(tmp_path: Path) -> None:
         fashion_mnist.build(fashion_mnist.Config(path=str(tmp_path)), 0)
     with pytest.raises(UserError, match="there is no folder"):
         fashion_mnist.build(fashion_mnist.Config(path=str(tmp_path / "missing")), 0)
+
+
+def test_digits_are_cut_anew() -> None:
+    data = digits.build(digits.Config(augment=[{"InvertImg": {"p": 1.0}}]), 0)
+    pool = data.pool(None)
+    assert pool.size == 1259 + 269 and pool.keys is None and pool.labels is not None
+    images = np.concatenate([split(data, name).images for name in ("train", "val")])
+    val = np.arange(1000, 1400)
+    train = np.setdiff1d(np.arange(pool.size), val)
+    cut = data.divide(train, val)
+    assert (split(cut, "train").images == images[train]).all() and (split(cut, "val").labels == pool.labels[val]).all()
+    assert (split(cut, "test").images == split(data, "test").images).all()
+    assert cut.info.class_counts == tuple(np.bincount(pool.labels[train]).tolist()) != data.info.class_counts
+    # Each is seen as its new split is: what was val before is augmented now, and what was train no more.
+    for name, part, is_augmented in (("train", train, True), ("val", val, False)):
+        seen = split(cut, name).batch([0, len(part) - 1], 0)["image"][:, 0].numpy()
+        assert (seen == (255 - images[part][[0, -1]] if is_augmented else images[part][[0, -1]])).all()
+    assert len({data.fingerprint, cut.fingerprint, data.divide(train, None).fingerprint}) == 3
+    whole = data.divide(np.arange(pool.size), None)
+    assert whole.split("val") is None and len(split(whole, "train")) == pool.size
+    assert whole.divide(train, val).fingerprint == cut.fingerprint, "what was cut can be cut again"
+    with pytest.raises(UserError, match=r"holdout.group_by: got 'person', but these pictures have neither groups nor"):
+        data.pool("person")
+
+
+def test_without_a_val_split_the_size_is_that_of_evaluation() -> None:
+    data = digits.build(digits.Config(augment=[{"RandomCrop": {"height": 6, "width": 6}}]), 0)
+    assert (data.info.height, data.info.width) == (8, 8)
+    whole = data.divide(np.arange(data.pool(None).size), None)
+    assert (whole.info.height, whole.info.width) == (8, 8)

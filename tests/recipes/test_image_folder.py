@@ -224,3 +224,59 @@ def test_all_pictures_broken(tmp_path: Path) -> None:
     (tmp_path / "train" / "a" / "1.jpg").write_bytes(b"no jpeg")
     with pytest.raises(UserError, match=r"no picture of those tried can be used: .*1\.jpg: cannot be decoded"):
         make(tmp_path)
+
+
+def paths(data: FolderData, name: str) -> list[str]:
+    files = data.files[name]
+    return [
+        os.path.relpath(files.path(index), os.path.dirname(files.path(index)) + "/../..") for index in range(len(files))
+    ]
+
+
+def test_a_folder_is_cut_anew(folder: Path) -> None:
+    for name in CLASSES:
+        save(folder / "test" / name / "0.png", value=5)
+    data = make(folder, augment=[{"InvertImg": {"p": 1.0}}])
+    pool = data.pool(None)
+    assert pool.size == 36 and pool.keys is None and pool.labels is not None
+    val = np.array([0, 11, 31, 35])  # two of them were val before
+    train = np.setdiff1d(np.arange(36), val)
+    cut = data.divide(train, val)
+    found = [str(Path(cut.files["val"].path(index)).relative_to(folder)) for index in range(4)]
+    assert found == ["train/bee/0.png", "train/cat/1.png", "val/bee/1.png", "val/dog/1.png"]
+    assert cut.info.class_counts == tuple(np.bincount(pool.labels[train]).tolist())
+    seen = {name: cut.datasets[name].batch([0, 1], 0)["image"].flatten(1)[:, 0].tolist() for name in ("train", "val")}
+    assert seen == {"train": [255 - 1, 255 - 2], "val": [0, 81]}
+    assert paths(cut, "test") == paths(data, "test") and len({data.fingerprint, cut.fingerprint}) == 2
+    whole = data.divide(np.arange(36), None)
+    assert whole.split("val") is None and len(whole.files["train"]) == 36
+
+
+def test_a_folder_without_val_is_cut_anew(folder: Path) -> None:
+    for name in CLASSES:
+        for file in (folder / "val" / name).iterdir():
+            file.unlink()
+        (folder / "val" / name).rmdir()
+    (folder / "val").rmdir()
+    for fraction in (0.0, 0.2):
+        data = make(folder, val_fraction=fraction)
+        cut = data.divide(np.arange(1, 30), np.arange(1))
+        everything = {
+            Path(cut.files[name].path(index)) for name in ("train", "val") for index in range(len(cut.files[name]))
+        }
+        assert len(everything) == 30 and data.pool(None).size == 30
+
+
+def test_paths_make_groups_and_times(folder: Path) -> None:
+    data = make(folder)
+    keys = data.pool(r"/(\d+)\.png").keys
+    assert keys is not None and keys.tolist() == [*range(10)] * 3 + [0, 1] * 3, "numbers are numbers"
+    names = data.pool("bee|cat|dog").keys
+    assert (
+        names is not None
+        and names.tolist() == ["bee"] * 10 + ["cat"] * 10 + ["dog"] * 10 + ["bee"] * 2 + ["cat"] * 2 + ["dog"] * 2
+    )
+    with pytest.raises(UserError, match=r"holdout.group_by: 'patient' is not found in the path .*/train/bee/0.png"):
+        data.pool("patient")
+    with pytest.raises(UserError, match=r"holdout.group_by: '\(' is no regular expression"):
+        data.pool("(")

@@ -352,3 +352,66 @@ def test_the_config_is_read_without_importing_it() -> None:
     found = spec("data", "instructions")
     assert set(found.help_by_field) >= {"path", "format", "columns", "val_fraction", "bad_rows"}
     assert set(get_args(get_type_hints(Config)["format"])) == {"auto", *SHAPES_BY_NAME}
+
+
+def order_of(splits: ConversationSplits, split: str) -> list[int]:
+    return [int(turns[0][1].split()[2]) for turns in said(splits, split)]
+
+
+def test_rows_are_cut_anew(tmp_path: Path) -> None:
+    data = load(jsonl(tmp_path / "qa.jsonl", QA), val_fraction=0.3, test_fraction=0.1)
+    held = order_of(data, "test")
+    pool = data.pool(None)
+    assert pool.size == 18 and pool.labels is None and pool.same is not None and len(set(pool.same.tolist())) == 18
+    whole = data.divide(np.arange(18), None)
+    expected = [n for n in range(20) if n not in held]
+    assert order_of(whole, "train") == expected, "in the order of the file"
+    assert whole.split("val") is None and order_of(whole, "test") == held
+    cut_anew = data.divide(np.arange(3, 18), np.arange(3))
+    assert order_of(cut_anew, "train") == expected[3:] and order_of(cut_anew, "val") == expected[:3]
+    assert {name: count["rows"] for name, count in cut_anew.counts.items()} == {"train": 15, "val": 3, "test": 2}
+    fingerprints = {part.fingerprint for part in (data, whole, cut_anew)}
+    fingerprints |= {found.fingerprint for part in (whole, cut_anew) if (found := part.split("train")) is not None}
+    assert len(fingerprints) == 5
+    assert cut_anew.divide(np.arange(18), None).fingerprint != data.fingerprint
+    assert order_of(cut_anew.divide(np.arange(18), None), "train") == expected, "what was cut can be cut again"
+
+
+def test_files_of_train_and_val_are_pooled(tmp_path: Path) -> None:
+    train, val = jsonl(tmp_path / "a.jsonl", QA[:12]), jsonl(tmp_path / "b.jsonl", QA[12:])
+    data = load(train, val_path=val)
+    cut_anew = data.divide(np.arange(8, 20), np.arange(8))
+    assert order_of(cut_anew, "train") == [*range(8, 20)] and order_of(cut_anew, "val") == [*range(8)]
+    found = cut_anew.split("train")
+    assert found is not None and found[11].place.endswith("b.jsonl:8")
+    other = jsonl(tmp_path / "c.jsonl", [{"instruction": "Add.", "output": "3"}])
+    with pytest.raises(UserError, match=r"train and val can't be pooled: they are of different formats \(prompt_compl"):
+        load(train, val_path=other).pool(None)
+
+
+def test_columns_make_groups_and_times(tmp_path: Path) -> None:
+    rows = [{**row, "day": 20 - n, "author": f"a{n % 3}", "tags": [n % 2]} for n, row in enumerate(QA)]
+    data = load(jsonl(tmp_path / "qa.jsonl", rows), val_fraction=0.3)
+    for name, expected in (("day", [*range(20, 0, -1)]), ("author", [f"a{n % 3}" for n in range(20)])):
+        keys = data.pool(name).keys
+        assert keys is not None and keys.tolist() == expected
+    tags = data.pool("tags").keys
+    assert tags is not None and tags.tolist() == ["[0]", "[1]"] * 10
+    with pytest.raises(UserError, match=r"holdout.group_by: .*qa.jsonl:1 has no column 'year'; it has: prompt, compl"):
+        data.pool("year")
+
+
+def test_equal_rows_stay_together_in_folds(tmp_path: Path) -> None:
+    from trainer.config import Holdout
+    from trainer.holdout import hold_out
+
+    data = load(jsonl(tmp_path / "qa.jsonl", QA * 2), val_fraction=0.3)
+    held: list[int] = []
+    for fold in range(4):
+        part = hold_out(data, Holdout("k_fold", 4, fold), "instructions")
+        assert isinstance(part, ConversationSplits)
+        val = order_of(part, "val")
+        assert len(val) == 10 and sorted(val) == sorted([*set(val)] * 2), "both rows of each"
+        assert part.counts["val"]["overlap"] == 0
+        held += val
+    assert sorted(held) == sorted([*range(20)] * 2)

@@ -224,3 +224,16 @@ def _assert_direct(folder: Path, rows: dict[int, dict[str, str]]) -> tuple[float
         assert int(rows[index]["tokens"]) == int(wanted.sum())
         total, count = total + float(losses.double().sum()), count + int(wanted.sum())
     return total, count
+
+
+def test_a_fold_of_conversations_is_trained_on(folder: Path) -> None:
+    path = config(folder, evaluate={"at_start": False}, recipe={"answers": 2})
+    assert main(["fit", "--config", str(path), "holdout.method=k_fold", "holdout.folds=3", "holdout.fold=1"]) == 0
+    (run,) = (folder / "runs" / "talk").glob("2*")
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("val/loss" in entry for entry in entries)
+    cut = build_data(load(str(run / "config.yaml"), []))
+    found = {name: part for name in ("train", "val") if (part := cut.split(name)) is not None}
+    said = {name: {part[index].digest() for index in range(len(part))} for name, part in found.items()}  # type: ignore[attr-defined]
+    assert said["train"] and said["val"] and not said["train"] & said["val"], "what val repeats is on one side now"
+    assert sum(map(len, found.values())) == len(TALKS) + 5
