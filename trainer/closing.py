@@ -17,7 +17,6 @@ from trainer.engine import Engine
 from trainer.errors import UserError
 from trainer.loop import Job
 from trainer.peft_adapter import write_adapter
-from trainer.report import write_pictures
 from trainer.task import Data, Dataset, Difference, Metrics
 
 Compared = dict[str, list[Difference]]
@@ -33,8 +32,7 @@ def evaluate_first(job: Job, data: Data) -> None:
         return
     for split, dataset in _held_out(job, data).items():
         metrics = job.report.evaluate_split(job, split, dataset)
-        if job.report.run is not None:
-            write_pictures(job.report.run, f"{BEFORE}/{split}", metrics)
+        job.report.picture(job, f"{BEFORE}/{split}", metrics)
         _answer(job, split, f"{BEFORE}/{split}")
 
 
@@ -50,8 +48,7 @@ def close(job: Job, data: Data, folder: Path, say: Callable[[str], None]) -> Com
         metrics = job.report.final if split == "val" and not is_earlier else None
         if metrics is None and (split == "test" or job.config.evaluate.at_start):
             metrics = job.report.evaluate_split(job, split, dataset)
-            if job.report.run is not None:
-                write_pictures(job.report.run, split, metrics)
+            job.report.picture(job, split, metrics)
         if metrics is not None and job.report.run is not None:
             compared |= _compared(job.report.run.artifacts, split, metrics)
         said = _answer(job, split, split)
@@ -78,6 +75,7 @@ def _answer(job: Job, split: str, place: str) -> list[dict[str, Any]]:
     every = [answer for part in engine.gather(mine) for answer in part]
     run = job.report.run
     if every and run is not None:
+        (run.artifacts / place).mkdir(parents=True, exist_ok=True)
         metrics = job.task.judge(every, run.artifacts / place)
         job.report.log(job.progress, {f"{split}/{name}": value for name, value in metrics.items()})
     return every

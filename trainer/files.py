@@ -53,7 +53,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def write_with_reserve(path: Path, data: bytes, reserve: Path) -> None:
         with reserve.open("r+b", buffering=0) as file:
             file.write(data)
             file.truncate()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
         os.replace(reserve, path)
         sync(path.parent)
 
@@ -87,11 +87,30 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
+_waits_for_disk = True
+
+
+def leave_to_the_system() -> None:
+    """From now on this process does not wait for the disk.
+
+    A machine that crashes, though not a process, may then cost what was written in the last half minute. For runs that
+    can be made again without a loss to anybody, as trials of a search can: a wait is 4 ms, and a run has a dozen.
+    """
+    global _waits_for_disk
+    _waits_for_disk = False
+
+
+def to_disk(descriptor: int) -> None:
+    """Bring the bytes of an open file to the disk, see `leave_to_the_system`."""
+    if _waits_for_disk:
+        os.fsync(descriptor)
+
+
 def sync(path: Path) -> None:
     """Bring a file's bytes, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        to_disk(descriptor)
     finally:
         os.close(descriptor)
 
@@ -143,16 +162,17 @@ def drop_lock(descriptor: int) -> None:
             raise
 
 
-def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Add an object to a JSON Lines file, and bring it to the disk. Raises TrainerError where that can't be done."""
+def append_line(path: Path, entry: dict[str, Any], go_on: str = "trainer fit --resume") -> None:
+    """Add an object to a JSON Lines file, and bring it to the disk. Raises TrainerError where that can't be done, which
+    names the command that goes on with the folder."""
     try:
         with path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
     except OSError as error:
         raise TrainerError(
-            f"{path} could not be written ({reason(error)}); {remedy(error)}, then: trainer fit --resume {path.parent}"
+            f"{path} could not be written ({reason(error)}); {remedy(error)}, then: {go_on} {path.parent}"
         ) from error
 
 

@@ -23,12 +23,13 @@ from trainer.preemption import Preemption
 from trainer.progress import Progress as Display
 from trainer.report import Report, known_bad_samples
 from trainer.resume import begin, find_unfinished, go_back
-from trainer.run import Run
+from trainer.run import FINISHED, PREEMPTED, STOPPED, Run
 from trainer.sampling import Plan
 from trainer.saving import Saver
 from trainer.stragglers import Stragglers
 from trainer.task import Data, Dataset, Task
 from trainer.tracking import Tracker
+from trainer.verdict import PAUSE_REASON
 from trainer.watchdog import Watchdog
 from trainer.world import World
 
@@ -55,6 +56,8 @@ class Result:
     """What the user should know about tracking; None when all is well."""
     compared: Compared
     """Split -> what changed between the evaluation before the first step and the last one."""
+    stopped: bool = False
+    """Whether it was judged to end before its last step, see `Job.judge`."""
 
 
 @dataclass
@@ -87,7 +90,8 @@ def fit(
     `tell` prints an error at once, on the rank that is to tell it, before its connections close. `prepare` is called
     on every rank with the assembled job, before its first step: `trainer verify` listens in there.
 
-    Raises UserError for what the config asks wrongly, Preempted when stopped by a signal with a checkpoint written.
+    Raises UserError for what the config asks wrongly, Preempted when stopped by a signal, or judged to pause, with a
+    checkpoint written.
     """
     with preemption or Preemption() as wish:
         engine = Engine(config.strategy, config.train, world)
@@ -97,11 +101,11 @@ def fit(
             heart = Heartbeat(parts.folder, world.rank)
             with Watchdog(parts.folder, world, heart, config.train.step_timeout, tell) as watchdog:
                 try:
-                    done = _train(config, parts, engine, wish, heart, say, prepare)
+                    status = _train(config, parts, engine, wish, heart, say, prepare)
                 except BaseException as error:
                     watchdog.end_within(END_SECONDS)
                     raise _conclude(parts, world, error, say, tell) from error
-            return _end(done, parts, engine, wish)
+            return _end(status, parts, engine, wish)
         finally:
             engine.close()
 
@@ -110,7 +114,9 @@ def _set_up(config: RunConfig, resume: Run | None, engine: Engine, say: Say, tel
     """Data, model and run directory. An error here is told by one rank, too: the others only see it go."""
     try:
         random_state.seed_everything(config.seed)
-        task = build_task(config, build_data(config))
+        built = build_data(config)
+        random_state.seed_everything(config.seed)  # the weights are the same whether the data were built here or kept
+        task = build_task(config, built)
         data = task.data  # the recipe's: of conversations it makes tokens
         train_set = _train_split(data)
         engine.setup(task.model, lambda model: config.optimizer.build(model=model), base_of(task))
@@ -146,8 +152,8 @@ def _train(
     heart: Heartbeat,
     say: Say,
     prepare: Callable[[Job], None] | None,
-) -> bool:
-    """From the newest checkpoint to the end, or to the first wish to stop; True when done."""
+) -> str:
+    """From the newest checkpoint to the end, or to the first wish to stop; the status that the run ends with."""
     if parts.run is not None and config.tracking.enabled:
         parts.tracker = Tracker(parts.run, config.tracking, partial(_warn, parts, say))
     job = parts.job = _make_job(config, engine, parts, preemption, heart, say)
@@ -156,28 +162,29 @@ def _train(
     if parts.tracker is not None:
         parts.tracker.start()
     evaluate_first(job, parts.data)
-    done = train(job)
+    status = train(job)
     heart.beat("save")
     job.saver.wait()
-    if done:
+    if status == FINISHED:
         parts.compared = close(job, parts.data, parts.folder, say)
     _close_display(parts)
     heart.beat("end")
-    return done
+    return status
 
 
-def _end(done: bool, parts: _Parts, engine: Engine, preemption: Preemption) -> Result | None:
+def _end(status: str, parts: _Parts, engine: Engine, preemption: Preemption) -> Result | None:
     """Write down how the run ended, and say it."""
     assert parts.job is not None
-    status = "finished" if done else "preempted"
-    reason = None if done else next(name for name in engine.gather(preemption.signal_name) if name)
+    reason = None
+    if status == PREEMPTED:
+        reason = next((name for name in engine.gather(preemption.signal_name) if name), PAUSE_REASON)
     warning, metrics = None, _last_metrics(parts.run)
     if parts.run is not None:
         if (unwritten := parts.run.end_attempt(status, reason)) is not None:
             raise TrainerError(unwritten)
         warning = _finish_tracking(parts, status)
         parts.run.close()
-    if not done:
+    if status == PREEMPTED:
         preemption.end()
         engine.from_main(None)  # the first rank that ends with an error has the launcher end the others
         raise Preempted(
@@ -188,7 +195,13 @@ def _end(done: bool, parts: _Parts, engine: Engine, preemption: Preemption) -> R
         return None
     summary = parts.job.report.summary()
     return Result(
-        parts.run.path, metrics, steps=parts.job.progress.step, warning=warning, compared=parts.compared, **summary
+        parts.run.path,
+        metrics,
+        steps=parts.job.progress.step,
+        warning=warning,
+        compared=parts.compared,
+        stopped=status == STOPPED,
+        **summary,
     )
 
 
@@ -340,5 +353,5 @@ def _close_display(parts: _Parts) -> None:
 def _finish_tracking(parts: _Parts, status: str) -> str | None:
     # A scheduler that wants its machine back does not wait long, nor do ranks that see another one fail; the next
     # start or `trainer runs sync` sends the rest.
-    patience = 30.0 if status == "finished" else 10.0
+    patience = 30.0 if status in (FINISHED, STOPPED) else 10.0
     return parts.tracker.finish(status, patience) if parts.tracker is not None else None

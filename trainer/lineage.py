@@ -21,6 +21,7 @@ IRRELEVANT_KEYS = (
     "checkpoint",
     "evaluate",
     "train.log_every",
+    "train.threads",
     "data.workers",
     "data.prefetch",
 )

@@ -17,11 +17,13 @@ from trainer.loading import Loaded, load
 from trainer.non_finite import Guard, RollBack, Seen
 from trainer.preemption import Preemption
 from trainer.report import Report
+from trainer.run import FINISHED, PREEMPTED, STOPPED
 from trainer.sampling import Length, Plan
 from trainer.saving import Saver
 from trainer.state import Progress
 from trainer.stragglers import Stragglers
 from trainer.task import Dataset, Task
+from trainer.verdict import ENDS, Verdict
 
 
 @dataclass
@@ -48,6 +50,10 @@ class Job:
     eval_loading: Loading
     go_back: Callable[[], Progress]
     """Puts the newest whole checkpoint into the engine; all ranks call it."""
+    judge: Callable[[Progress, dict[str, float]], Verdict] = lambda progress, metrics: Verdict.CONTINUE
+    """Called on every rank after an evaluation of `val`, with its metrics by full name; rank 0's answer counts."""
+    judged: Verdict = Verdict.CONTINUE
+    """Of the evaluation before the first step, where the run goes on from one; the same on every rank."""
 
     def length(self) -> Length:
         """How many steps the training has, as far as is known by now."""
@@ -55,8 +61,13 @@ class Job:
         return self.plan.length(progress.step, progress.consumed, self.config.train, self.guard.left_out)
 
 
-def train(job: Job) -> bool:
-    """Train to the end, or to the first wish to stop; True when done, False when stopped with a checkpoint."""
+def train(job: Job) -> str:
+    """Train to the end, or to the first wish to stop; the status that the run ends with.
+
+    FINISHED when done, PREEMPTED when there is a checkpoint to go on from, STOPPED when it was judged to end.
+    """
+    if job.judged in ENDS:
+        return STOPPED
     if job.config.train.non_finite == "rollback" and job.progress.step == 0:
         job.report.save(job, {})  # so that there is something to go back to
     while True:
@@ -71,7 +82,7 @@ def train(job: Job) -> bool:
             job.report.tell(f"warning: {why}; back at step {job.progress.step}, and those samples are left out")
 
 
-def _train(job: Job, batches: Iterator[Loaded]) -> bool:
+def _train(job: Job, batches: Iterator[Loaded]) -> str:
     engine, progress, report, beat = job.engine, job.progress, job.report, job.heart.beat
     cadence = Cadence(job)
     job.guard.checkpoint_step = progress.step
@@ -112,17 +123,22 @@ def _train(job: Job, batches: Iterator[Loaded]) -> bool:
         if logs:
             beat("log")
             report.step(job, loss / count if count else 0.0, rate, norm, times)
-        # evaluate: every rank, each sample of the split once
-        metrics = report.evaluate(job) if cadence.evaluates() else {}
+        # evaluate: every rank, each sample of the split once; judge: rank 0 for all
+        is_due = cadence.evaluates()
+        metrics = report.evaluate(job) if is_due else {}
+        verdict = engine.from_main(job.judge(progress, metrics)) if is_due else Verdict.CONTINUE
+        if verdict in ENDS and progress.step < job.total_steps:
+            return STOPPED
         is_best = cadence.is_best(metrics)
         # save: every rank copies its share, the writing goes on beside the next steps
         job.saver.check()
-        if save_now or stop or is_best or cadence.saves():
+        stop = stop or verdict == Verdict.PAUSE
+        if save_now or stop or is_best or cadence.saves() or verdict == Verdict.SAVE:
             report.save(job, metrics)
             cadence.saved()
         if stop and progress.step < job.total_steps:
-            return False
-    return True
+            return PREEMPTED
+    return FINISHED
 
 
 def _gradients(job: Job, batches: Iterator[Loaded], cadence: Cadence, logs: bool) -> tuple[Seen, Pending]:

@@ -31,6 +31,11 @@ class Preemption:
         """From now on Ctrl-C is a wish to stop, too; before there was something to save, it ended the process."""
         self._take(signal.SIGINT)
 
+    def take_back(self) -> None:
+        """Take all signals again: a library that was started in between (Ray) has put handlers of its own there."""
+        for number in self._previous:
+            signal.signal(number, self._handle)
+
     def end(self) -> None:
         """The wish is fulfilled: from here to the end of the process no further signal changes its exit code.
 

@@ -49,7 +49,8 @@ class Report:
     _started: float = field(default_factory=time.perf_counter)
     _marks: tuple[float, int, int, float] = (0.0, 0, 0, 0.0)
 
-    def _training_seconds(self) -> float:
+    def training_seconds(self) -> float:
+        """Of this attempt, evaluation and saving left out."""
         return time.perf_counter() - self._started - self.aside
 
     def step(self, job: Job, loss: float, rate: float, norm: float, times: Sequence[float]) -> None:
@@ -59,7 +60,7 @@ class Report:
         progress = job.progress
         if times and (told := job.stragglers.judge(times)) is not None:
             self.tell(told)
-        seconds, samples, tokens, waited = self._training_seconds(), self.samples, self.tokens, self.waited
+        seconds, samples, tokens, waited = self.training_seconds(), self.samples, self.tokens, self.waited
         last_seconds, last_samples, last_tokens, last_waited = self._marks
         self._marks = (seconds, samples, tokens, waited)
         elapsed = max(seconds - last_seconds, 1e-9)
@@ -96,8 +97,7 @@ class Report:
         metrics = self.evaluate_split(job, "val", job.val_set)
         if job.progress.step == job.total_steps:
             self.final = metrics
-            if self.run is not None:
-                write_pictures(self.run, "val", metrics)
+            self.picture(job, "val", metrics)
         return {f"val/{name}": value for name, value in metrics.compute().items()}
 
     def evaluate_split(self, job: Job, split: str, dataset: Dataset) -> Metrics:
@@ -110,6 +110,11 @@ class Report:
         self.log(job.progress, {f"{split}/{name}": value for name, value in result.metrics.compute().items()})
         self.aside += time.perf_counter() - before
         return result.metrics
+
+    def picture(self, job: Job, place: str, metrics: Metrics) -> None:
+        """Pictures and tables of an evaluation, into `artifacts/<place>/`, where `evaluate.pictures` wants them."""
+        if self.run is not None and job.config.evaluate.pictures:
+            write_pictures(self.run, place, metrics)
 
     def save(self, job: Job, metrics: dict[str, float]) -> None:
         """Hand the job's state to the saver; every rank calls it."""
@@ -149,7 +154,7 @@ class Report:
 
     def summary(self) -> dict[str, float]:
         """Speed of this attempt as a whole, evaluation and saving left out."""
-        seconds = max(self._training_seconds(), 1e-9)
+        seconds = max(self.training_seconds(), 1e-9)
         speed = {"samples_per_second": self.samples / seconds, "tokens_per_second": self.tokens / seconds}
         return {**speed, "data_wait": self.waited / seconds}
 

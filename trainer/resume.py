@@ -15,7 +15,7 @@ from trainer.load import diff, dump, load
 from trainer.run import FAILED, KILLED, PREEMPTED, RUNNING, Run, find_runs
 from trainer.run_lock import acquire, wait_for_silence
 
-FREE = ("train", "evaluate", "checkpoint", "tracking", "strategy", "resume", "runs_dir")
+FREE = ("train", "evaluate", "checkpoint", "tracking", "strategy", "resume", "runs_dir", "tune")
 """Sections that may change from one attempt to the next: they say how, not what, is learnt."""
 AUTO_LOCK = ".auto.lock"
 FREE_DATA = ("batch_size", "workers", "prefetch", "drop_last", "max_bad_samples")
@@ -35,13 +35,13 @@ def resumed_config(run: Run, config_name: str | None, overrides: Sequence[str]) 
 
 
 def find_unfinished(config: RunConfig) -> Run | None:
-    """The newest run of exactly this config that did not finish; None where there is none.
+    """The newest run of exactly this config that did not finish; None where there is none. One that was stopped did.
 
     One that is at work counts, too: `begin` then refuses, rather than have a second job begin the same from nothing.
     """
     unfinished = (RUNNING, PREEMPTED, FAILED, KILLED)
     return next(
-        (run for run in find_runs(config.runs_dir, config.name) if run.status in unfinished and _belongs(run, config)),
+        (run for run in find_runs(config.runs_dir, config.name) if run.status in unfinished and belongs(run, config)),
         None,
     )
 
@@ -129,7 +129,8 @@ def go_back(run: Run, say: Callable[[str], None]) -> Checkpoint | None:
     return found
 
 
-def _belongs(run: Run, config: RunConfig) -> bool:
+def belongs(run: Run, config: RunConfig) -> bool:
+    """Whether a run may be gone on with by this config: all that differs is free to."""
     try:
         own = run.config()
     except UserError:

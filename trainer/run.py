@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from trainer import environment
 from trainer.errors import UserError
 from trainer.files import FULL, locked, reason, write_atomically, write_with_reserve
-from trainer.lineage import lineage, read_git
+from trainer.lineage import Git, lineage, read_git
 from trainer.metrics_log import MetricsLog
 from trainer.run_lock import RunLock, still_at_work
 
@@ -32,6 +32,8 @@ DISTRIBUTION = "yaml-trainer"
 
 RUNNING = "running"
 FINISHED = "finished"
+STOPPED = "stopped"
+"""Judged to be not worth going on with, as a trial of a search is: a normal end before the last step."""
 PREEMPTED = "preempted"
 FAILED = "failed"
 KILLED = "killed"
@@ -42,6 +44,18 @@ DAMAGED = "damaged"
 RESERVE = ".reserve"
 RESERVE_BYTES = 64 << 10
 """Enough for a record of some hundred attempts."""
+
+
+_surroundings: tuple[dict[str, str], Git | None] | None = None
+
+
+def look_around() -> None:
+    """Look at the installed packages and at git now, for all runs that this process, and those it forks, will make.
+
+    That is the truth for them: their code is what was imported here.
+    """
+    global _surroundings
+    _surroundings = environment.distributions(), read_git(Path.cwd())
 
 
 class Run:
@@ -71,10 +85,9 @@ class Run:
         from trainer.load import as_dict, dump
 
         write_atomically(self.path / "config.yaml", dump(config).encode())
-        installed = environment.distributions()
+        installed, git = _surroundings or (environment.distributions(), read_git(Path.cwd()))
         listing = "".join(f"{name}=={version}\n" for name, version in installed.items())
         write_atomically(self.path / "environment.txt", listing.encode())
-        git = read_git(Path.cwd())
         if git and git.diff:
             write_atomically(self.path / "git.diff", git.diff.encode())
         attempt = _new_attempt(world_size)
@@ -154,7 +167,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`running`, `finished`, `preempted`, `failed`, `killed` or `damaged`, as far as this host can tell."""
+        """As far as this host can tell: a word of the record (`running`, `finished`, ...), `killed` or `damaged`."""
         try:
             record = self.record
         except UserError:
@@ -252,7 +265,9 @@ class Run:
 
 def find_runs(runs_dir: str | Path, name: str | None = None) -> list[Run]:
     """All runs below `runs_dir` (of the experiment `name`), newest first; damaged ones too, see `Run.status`."""
-    folders = [file.parent for file in Path(runs_dir).glob("*/*/config.yaml")]
+    # Of one experiment, only that is looked at: a search has hundreds beside each other.
+    found = Path(runs_dir).glob("*/*/config.yaml") if name is None else Path(runs_dir, name).glob("*/config.yaml")
+    folders = [file.parent for file in found]
     chosen = [folder for folder in folders if name is None or folder.parent.name == name]
     return [Run(folder) for folder in sorted(chosen, key=lambda folder: folder.name, reverse=True)]
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+from trainer.files import to_disk
 
 _DTYPES = {
     torch.float64: "F64",
@@ -50,7 +51,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
                 digest.update(chunk)
                 while len(chunk):
                     chunk = chunk[file.write(chunk) :]
-        os.fsync(file.fileno())
+        to_disk(file.fileno())
         size = file.tell()
     return {"sha256": digest.hexdigest(), "size": size}
 

@@ -81,3 +81,14 @@ def test_half_precision_weights_want_half_precision_inputs() -> None:
     with floor.forward_context():
         assert floor.model(cast["x"]).dtype == torch.bfloat16
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_threads_are_as_many_as_the_config_says() -> None:
+    before = torch.get_num_threads()
+    try:
+        engine()
+        assert torch.get_num_threads() == before
+        engine(threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
