@@ -13,7 +13,7 @@ import re
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -34,8 +34,10 @@ KINDS = {
     "schedule": "trainer.schedules",
     "strategy": "trainer.strategies",
     "adapter": "trainer.adapters",
+    "sampler": "trainer.search.samplers",
+    "scheduler": "trainer.search.schedulers",
 }
-"""Section of a config -> package whose files are the shipped components of this kind."""
+"""Field of a config that names a component -> package whose files are the shipped components of this kind."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
@@ -100,9 +102,10 @@ def locate(kind: str, name: str) -> Path:
     if "." in name:
         return _locate_module(kind, name)
     path = folder(kind) / f"{name}.py"
-    names = available(kind)
-    if name in names:
+    # By the folder's list: where case does not count, a file may be there under another name.
+    if not name.startswith("_") and path.parent.is_dir() and path.name in os.listdir(path.parent):
         return path
+    names = available(kind)
     raise UserError(
         f"unknown {kind} {name!r}{did_you_mean(name, names)}; there are: {', '.join(names) or 'none'}; "
         f"a new one would be the file {_relative(path)}, or give your own module by its dotted name"
@@ -112,6 +115,11 @@ def locate(kind: str, name: str) -> Path:
 def spec(kind: str, name: str) -> ComponentSpec:
     """What a component's file says about itself. Raises UserError, or ConfigError for what cannot be read."""
     return read_config_class(locate(kind, name))
+
+
+def default(kind: str, name: str) -> Component:
+    """The component with all options at their defaults. Raises UserError or ConfigError as `spec` does."""
+    return Component(kind, name, asdict(spec(kind, name).config_class()))
 
 
 def takes(component: Component, argument: str) -> bool:

@@ -8,9 +8,9 @@ types, `Literal` and `Annotated[type, "> 0"]`, whose strings are bounds (`>`, `>
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from trainer.component import Component
+from trainer.component import Component, default
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Train:
     step_timeout: Annotated[float, "> 0"] | None = 600.0
     """Seconds that a step, a batch of an evaluation or a save may take before the stacks of all ranks are written down
     and the job ends; null waits for ever."""
+    threads: Annotated[int, ">= 1"] | None = None
+    """CPU threads of each process that trains; as many as torch chooses where not given. Another number adds in another
+    order: the last bits of the results differ."""
     elastic: Literal["accumulate", "refuse"] = "accumulate"
     """On another number of processes than before: keep the global batch by more or fewer micro-batches (`accumulate`),
     or `refuse` to go on."""
@@ -82,6 +85,9 @@ class Evaluate:
     test: bool = True
     """Evaluate once on the `test` split (where the data has one) when training is done, with the best weights
     where `checkpoint.monitor` is set."""
+    pictures: bool = True
+    """Write pictures and tables of the first and the last evaluation; without them, nothing is compared with the
+    start."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,25 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Holdout:
+    """Which training samples are held out for `val`; the split `test` is never touched."""
+
+    method: Literal["given", "none", "k_fold", "stratified", "grouped", "time_series"] = "given"
+    """`given`: the splits of the data set. `none`: `train` and `val` are both trained on, and there is no `val`. The
+    others pool the two, cut them into folds and hold one of these out: at random (`k_fold`), with every class in the
+    same proportion (`stratified`), with each group on one side (`grouped`), or in order of time, where a fold is
+    trained on what comes before it (`time_series`)."""
+    folds: Annotated[int, ">= 2"] = 5
+    """Into how many parts the pool is cut."""
+    fold: Annotated[int, ">= 0"] = 0
+    """Which part is held out, from 0."""
+    seed: Annotated[int, ">= 0", "<= 4294967295"] = 0
+    """Which samples go into which part; apart from the run's `seed`, so that runs share their folds."""
+    group_by: str | None = None
+    """For `grouped`, what makes a group; for `time_series`, what gives the order. Each data set has its own names."""
+
+
+@dataclass(frozen=True)
 class Tracking:
     """MLflow; `metrics.jsonl` in the run directory is written in any case."""
 
@@ -117,6 +142,41 @@ class Tracking:
     """Tags of the MLflow run."""
     system_metrics: bool = True
     """Record CPU, memory and GPU use every ten seconds."""
+
+
+@dataclass(frozen=True)
+class Tune:
+    """What `trainer tune` searches, and how; `trainer fit` leaves it aside."""
+
+    space: dict[str, Any] = field(default_factory=dict)
+    """What is varied: dotted key of this config -> `{uniform: [low, high]}`, `{log_uniform: [low, high]}`,
+    `{int: [low, high]}` (with `log: true` on a log scale), `{quantized: [low, high, step]}` or `{choice: [...]}`;
+    `when: {key: value or list of values}` beside it varies it only where another key of the space has such a value."""
+    objective: dict[str, Literal["max", "min"]] = field(default_factory=dict)
+    """Metric of the val split -> `max` or `min`; `checkpoint.monitor` and its mode where not given. Several give the
+    trials that no other one beats in all of them."""
+    value: Literal["last", "best"] = "last"
+    """Which evaluation of a trial counts."""
+    num_samples: Annotated[int, ">= 1"] = 20
+    """Trials."""
+    sampler: Component = field(default_factory=lambda: default("sampler", "tpe"))
+    """What proposes the next trial: a file of `trainer/search/samplers/`."""
+    scheduler: Component = field(default_factory=lambda: default("scheduler", "asha"))
+    """What ends unpromising trials early: a file of `trainer/search/schedulers/`."""
+    cross_validate: bool = False
+    """Train every trial on all folds of `holdout`; the mean over the folds counts."""
+    cpus_per_trial: Annotated[float, "> 0"] = 1.0
+    """CPUs that a trial takes."""
+    gpus_per_trial: Annotated[float, ">= 0"] = 0.0
+    """GPUs that a trial takes; 0.5 lets two share one."""
+    processes_per_trial: Annotated[int, ">= 1"] = 1
+    """Processes that train a trial together, on one node."""
+    max_concurrent: Annotated[int, ">= 1"] | None = None
+    """Largest number of trials at the same time; null: as many as fit."""
+    max_failures: Annotated[int, ">= 0"] = 2
+    """How often a trial may lose its worker and go on before it counts as failed."""
+    keep_checkpoints: Annotated[int, ">= 0"] = 1
+    """Best trials that keep their checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +207,10 @@ class RunConfig:
     """When to save, what to keep."""
     tracking: Tracking = field(default_factory=Tracking)
     """MLflow."""
+    holdout: Holdout = field(default_factory=Holdout)
+    """Which training samples are held out for `val`."""
+    tune: Tune = field(default_factory=Tune)
+    """What `trainer tune` searches, and how."""
     seed: Annotated[int, ">= 0", "<= 9223372036854775807"] = 0
     """Seed of weights, order of the data, augmentation and dropout."""
     init_from: str | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from trainer.component import Component, takes
-from trainer.config import RunConfig
+from trainer.config import Holdout, RunConfig
 from trainer.errors import Problem, UserError
 from trainer.tracking import folder_refused, is_folder
 
@@ -50,6 +50,7 @@ def _problems(config: RunConfig) -> Iterator[Problem]:
             )
     if config.adapter is not None:
         yield from _adapter_problems(config, config.adapter)
+    yield from _holdout_problems(config, config.holdout)
     if config.tracking.uri is not None:
         yield from _uri_problems(config.tracking.uri)
 
@@ -79,6 +80,30 @@ def _adapter_problems(config: RunConfig, adapter: Component) -> Iterator[Problem
         )
     if adapter.name == "qlora" and config.train.device == "mps":
         yield Problem("bitsandbytes has no kernels for Apple's GPUs: use adapter lora", "adapter.name")
+
+
+def _holdout_problems(config: RunConfig, holdout: Holdout) -> Iterator[Problem]:
+    method, plain = holdout.method, Holdout()
+    if method in ("given", "none"):
+        for key in ("folds", "fold", "seed", "group_by"):
+            if getattr(holdout, key) != getattr(plain, key):
+                yield Problem(
+                    f"method {method} cuts no folds: set holdout.method (k_fold, ...), or leave {key} out",
+                    f"holdout.{key}",
+                )
+    elif holdout.fold >= holdout.folds:
+        yield Problem(
+            f"got {holdout.fold}, but of {holdout.folds} folds the last is {holdout.folds - 1}", "holdout.fold"
+        )
+    if method == "grouped" and holdout.group_by is None:
+        yield Problem("method grouped needs to know what makes a group: set it, see docs/data.md", "holdout.group_by")
+    if method in ("k_fold", "stratified") and holdout.group_by is not None:
+        yield Problem(f"method {method} has no use for it: use grouped, or leave it out", "holdout.group_by")
+    if method == "none" and config.checkpoint.monitor is not None:
+        yield Problem(
+            "holdout.method none leaves no val split to measure it on: leave monitor out, or use another method",
+            "checkpoint.monitor",
+        )
 
 
 def _uri_problems(uri: str) -> Iterator[Problem]:

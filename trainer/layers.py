@@ -3,7 +3,7 @@
 Each layer is merged onto the ones before. Mappings merge key by key and everything else replaces; an empty mapping
 inside a section clears what was there; a section with nothing in it (`train:`) adds nothing. A component section
 whose `name` differs from the one below takes over none of the old component's own fields. A bare text
-(`model: tiny`) stands for `{name: tiny}`.
+(`model: tiny`) stands for `{name: tiny}`. An entry of `tune.space` replaces the one of the same key as a whole.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from trainer.component import KINDS, ROOT
 from trainer.config import Loading, RunConfig
@@ -19,11 +20,20 @@ from trainer.errors import ConfigError, Problem
 from trainer.validation import describe_value, field_types
 from trainer.yaml_source import COMMAND_LINE, MAX_DEPTH, Node, parse_scalar, parse_yaml, read_yaml
 
+Place: TypeAlias = tuple[str, ...]
+"""The keys on the way to a value, without those of lists."""
+
 CONFIGS = ROOT / "configs"
 """Folder of the configs that ship."""
 
-DEFAULT_COMPONENTS = {"optimizer": "adamw", "schedule": "constant", "strategy": "auto"}
-"""Section -> the component taken where no layer names one."""
+DEFAULT_COMPONENTS = {
+    "optimizer": "adamw",
+    "schedule": "constant",
+    "strategy": "auto",
+    "sampler": "tpe",
+    "scheduler": "asha",
+}
+"""Kind -> the component taken where no layer names one."""
 
 OPTIONAL_COMPONENTS = ("adapter",)
 """Sections that a config can do without; null takes one away that a layer below has."""
@@ -35,6 +45,17 @@ SECTIONS: dict[str, type] = {
 }
 """Sections that name no component -> their dataclass."""
 
+PLACES: dict[Place, str] = {
+    **{(kind,): kind for kind in field_types(RunConfig) if kind in KINDS},
+    **{(section, kind): kind for section, cls in SECTIONS.items() for kind in field_types(cls) if kind in KINDS},
+}
+"""Where a config names a component -> its kind."""
+
+_HOLDERS = {place[:-1] for place in PLACES if len(place) > 1}
+
+SPACE: Place = ("tune", "space")
+"""The mapping whose keys are themselves dotted keys of a config."""
+
 LOADING_KEYS = tuple(item.name for item in fields(Loading))
 """Keys of the section `data` that every data set shares."""
 
@@ -44,7 +65,11 @@ def read_layers(source: str | Path, overrides: Sequence[str], problems: list[Pro
 
     Raises ConfigError where there is nothing to check: no such file, or one that cannot be parsed.
     """
-    root = _merge(_defaults(), _read(find_config(source), (), problems, {}))
+    return with_overrides(_merge(_defaults(), _read(find_config(source), (), problems, {})), overrides, problems)
+
+
+def with_overrides(root: Node, overrides: Sequence[str], problems: list[Problem]) -> Node:
+    """The layers with `overrides` on top; an override that cannot be read is left out and told in `problems`."""
     for override in overrides:
         layer = _override(override, root, problems)
         if layer is not None:
@@ -82,8 +107,12 @@ def shipped_configs() -> list[str]:
 
 
 def _defaults() -> Node:
-    sections = {kind: Node({"name": Node(name, "", 0, name)}, "", 0, None) for kind, name in DEFAULT_COMPONENTS.items()}
-    return Node(dict(sections), "", 0)
+    root = Node({}, "", 0)
+    for place, kind in PLACES.items():
+        if kind in DEFAULT_COMPONENTS:
+            name = DEFAULT_COMPONENTS[kind]
+            root = _merge(root, _nested(place, Node(name, "", 0, name)))
+    return root
 
 
 def _read(path: Path, above: tuple[Path, ...], problems: list[Problem], done: dict[Path, Node]) -> Node:
@@ -126,22 +155,40 @@ def _at(problem: Problem, key: str, node: Node) -> Problem:
     return problem if problem.file else replace(problem, key=key, file=node.file, line=node.line)
 
 
-def _merge(below: Node, above: Node) -> Node:
-    """The root of a config with another layer on it."""
+def _merge(below: Node, above: Node, at: Place = ()) -> Node:
+    """A mapping of sections with another layer on it: the root of a config, or a section that holds components."""
     assert isinstance(below.value, dict) and isinstance(above.value, dict)
     merged = dict(below.value)
     for key, node in above.value.items():
         old = merged.get(key)
-        if key in KINDS:
+        place = (*at, key)
+        kind = PLACES.get(place)
+        if kind is not None:
             node = _longhand(node)
             if old is not None and _renames(old, node):
                 assert isinstance(old.value, dict)
-                kept = {name: child for name, child in old.value.items() if key == "data" and name in LOADING_KEYS}
+                kept = {name: child for name, child in old.value.items() if kind == "data" and name in LOADING_KEYS}
                 old = replace(old, value=kept)
-        if node.value is None and (key in KINDS or key in SECTIONS) and key not in OPTIONAL_COMPONENTS:
+        is_section = kind is not None or (not at and key in SECTIONS)
+        if node.value is None and is_section and kind not in OPTIONAL_COMPONENTS:
             node = replace(node, value={})
-        merged[key] = _merge_value(old, node, is_section=True)
+        if place in _HOLDERS and isinstance(node.value, dict):
+            whole = old if old is not None and isinstance(old.value, dict) else replace(node, value={})
+            merged[key] = _merge(whole, node, place)
+        elif place == SPACE:
+            merged[key] = _merge_space(old, node)
+        else:
+            merged[key] = _merge_value(old, node, is_section)
     return _placed(merged, below, above)
+
+
+def _merge_space(below: Node | None, above: Node) -> Node:
+    """Entry by entry: half of one range beside half of another would be neither; null takes an entry away."""
+    if not isinstance(above.value, dict) or not above.value:
+        return above
+    old = below.value if below is not None and isinstance(below.value, dict) else {}
+    merged = {key: node for key, node in {**old, **above.value}.items() if node.value is not None}
+    return _placed(merged, above if below is None else below, above)
 
 
 def _merge_value(below: Node | None, above: Node, is_section: bool = False) -> Node:
@@ -175,6 +222,8 @@ def _override(text: str, root: Node, problems: list[Problem]) -> Node | None:
     """One `key=value` as a layer of its own."""
     key, equals, written = text.partition("=")
     parts = key.split(".")
+    if tuple(parts[: len(SPACE)]) == SPACE and len(parts) > len(SPACE) and all(parts):
+        parts[len(SPACE) :] = [".".join(parts[len(SPACE) :])]
     if not equals or not all(parts) or key != key.strip() or len(parts) > MAX_DEPTH:
         shown = text if len(text) <= 60 else text[:57] + "..."
         problems.append(Problem(f"{shown!r} is no override: write dotted.key=value", file=COMMAND_LINE))
@@ -192,8 +241,12 @@ def _override(text: str, root: Node, problems: list[Problem]) -> Node | None:
             message = f"{'.'.join(parts[:depth])} is a list: give the whole list, as in {'.'.join(parts[:depth])}=[...]"
             problems.append(Problem(message, key, COMMAND_LINE))
             return None
-    for part in reversed(parts):
-        node = Node({part: node}, COMMAND_LINE, 0)
+    return _nested(tuple(parts), node)
+
+
+def _nested(place: Place, node: Node) -> Node:
+    for part in reversed(place):
+        node = Node({part: node}, node.file, 0)
     return node
 
 

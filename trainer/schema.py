@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from trainer import config
-from trainer.component import KINDS, available, spec
+from trainer.component import KINDS, Component, available, spec
 from trainer.component_source import read_help
 from trainer.config import Loading, RunConfig
-from trainer.layers import DEFAULT_COMPONENTS, OPTIONAL_COMPONENTS, SECTIONS
+from trainer.layers import DEFAULT_COMPONENTS, OPTIONAL_COMPONENTS, PLACES, SECTIONS, SPACE
 from trainer.load import component_fields
 from trainer.validation import bounds_of, default_of, field_types, union_members
 from trainer.yaml_source import parse_scalar
@@ -45,7 +45,8 @@ def json_schema() -> Schema:
         definitions |= _component_definitions(kind)
     names = [item.name for item in fields(RunConfig) if item.name != "loading"]
     help_by_field = _help(RunConfig)
-    types, defaults = field_types(RunConfig), {item.name: default_of(item) for item in fields(RunConfig)}
+    types = field_types(RunConfig)
+    defaults = {item.name: default_of(item) for item in fields(RunConfig) if item.name not in SECTIONS}
     properties: Schema = {"extends": _EXTENDS}
     for name in names:
         if name in KINDS:
@@ -55,7 +56,9 @@ def json_schema() -> Schema:
         else:
             properties[name] = _field(types[name], defaults[name])
         properties[name]["description"] = help_by_field[name]
-    required = [name for name in names if defaults[name] is MISSING and name not in DEFAULT_COMPONENTS]
+    section, key = SPACE
+    properties[section]["properties"][key]["additionalProperties"] = _ENTRY
+    required = [name for name in names if defaults.get(name) is MISSING and name not in DEFAULT_COMPONENTS]
     return {
         "$schema": DIALECT,
         "title": "trainer config",
@@ -66,15 +69,49 @@ def json_schema() -> Schema:
         "if": {"required": ["extends"]},
         "else": {
             "required": required,
-            "properties": {kind: {"$ref": f"#/$defs/{kind}_complete"} for kind in KINDS},
+            "properties": _completions(),
         },
         "$defs": definitions,
     }
 
 
+def _completions() -> Schema:
+    """What each component needs in a file that extends no other, by its place in the config."""
+    result: Schema = {}
+    for place, kind in PLACES.items():
+        inner = result
+        for section in place[:-1]:
+            inner = inner.setdefault(section, {"properties": {}})["properties"]
+        inner[place[-1]] = {"$ref": f"#/$defs/{kind}_complete"}
+    return result
+
+
 _EXTENDS: Schema = {
     "description": "Config, or list of configs, to start from; found beside this file, then among those that ship.",
     "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}],
+}
+
+_NUMBERS: Schema = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+_ENTRY: Schema = {
+    "description": "A distribution, and under which values of other keys of the space it is varied.",
+    "type": ["object", "null"],
+    "properties": {
+        "uniform": {**_NUMBERS, "description": "[low, high]: a number."},
+        "log_uniform": {**_NUMBERS, "description": "[low, high]: a number, on a log scale; low is above 0."},
+        "int": {**_NUMBERS, "items": {"type": "integer"}, "description": "[low, high]: a whole number, both included."},
+        "quantized": {
+            **_NUMBERS,
+            "minItems": 3,
+            "maxItems": 3,
+            "description": "[low, high, step]: low, low + step, ...",
+        },
+        "choice": {"type": "array", "minItems": 1, "uniqueItems": True, "description": "One of these values."},
+        "log": {"type": "boolean", "description": "Draw an int on a log scale."},
+        "when": {"type": "object", "description": "Key of the space -> value, or list of values, that it must have."},
+    },
+    "additionalProperties": False,
+    "if": {"type": "object"},
+    "then": {"oneOf": [{"required": [kind]} for kind in ("uniform", "log_uniform", "int", "quantized", "choice")]},
 }
 
 
@@ -123,7 +160,10 @@ def _object(cls: type, help_by_field: dict[str, str] | None = None) -> Schema:
     types = field_types(cls)
     properties = {}
     for item in fields(cls):
-        properties[item.name] = _field(types[item.name], default_of(item))
+        if types[item.name] is Component:
+            properties[item.name] = {"$ref": f"#/$defs/{item.name}"}
+        else:
+            properties[item.name] = _field(types[item.name], default_of(item))
         if described.get(item.name):
             properties[item.name]["description"] = described[item.name]
     result: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
@@ -132,7 +172,7 @@ def _object(cls: type, help_by_field: dict[str, str] | None = None) -> Schema:
 
 
 def _required(cls: type) -> list[str]:
-    return [item.name for item in fields(cls) if default_of(item) is MISSING]
+    return [item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING]
 
 
 def _field(hint: Any, default: Any) -> Schema:

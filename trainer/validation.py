@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import types
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from pydantic_core import SchemaValidator, ValidationError
 
-from trainer.component import did_you_mean
+from trainer.component import Component, did_you_mean
 from trainer.yaml_source import Node
 
 Path: TypeAlias = tuple[str | int, ...]
@@ -54,9 +54,11 @@ def default_of(field: Field[Any]) -> Any:
 
 
 def to_plain(value: Any) -> Any:
-    """The same data as dicts, lists and scalars."""
+    """The same data as dicts, lists and scalars, a component as a config has it."""
+    if isinstance(value, Component):
+        return {"name": value.name, **to_plain(value.options)}
     if is_dataclass(value) and not isinstance(value, type):
-        return to_plain(asdict(value))
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

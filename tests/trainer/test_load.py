@@ -35,7 +35,9 @@ def test_defaults_are_filled_in() -> None:
         "auto",
     ]
     assert config.train.precision == "32"
-    assert {kind for kind in KINDS if getattr(config, kind) is not None} == set(KINDS) - {"adapter"}
+    assert config.adapter is None
+    assert {kind for kind in KINDS if getattr(config, kind, None)} == set(KINDS) - {"adapter", "sampler", "scheduler"}
+    assert (config.tune.sampler.name, config.tune.scheduler.name) == ("tpe", "asha")
     assert config.init_from is None
 
 
@@ -119,7 +121,7 @@ def test_unknown_component_names_the_nearest_and_the_place() -> None:
 def test_key_of_the_top_level_in_a_section_and_dots_in_a_file() -> None:
     lines = failures(BASE.replace("train: {", "train: {seed: 1, ") + "optimizer.lr: 0.1\n")
     assert lines == [
-        "c.yaml:8: train.seed: unknown key 'seed', but there is 'seed' at the top level",
+        "c.yaml:8: train.seed: unknown key 'seed', but there is 'seed' at the top level and holdout.seed",
         "c.yaml:9: optimizer.lr: unknown key 'optimizer.lr': write sections as mappings, dots are for the command line",
     ]
 
@@ -230,6 +232,35 @@ def test_a_monitor_needs_an_evaluation() -> None:
     assert given_config(text).checkpoint.monitor == "val/accuracy"
     (line,) = failures(text, "evaluate.every_epochs=null")
     assert line.startswith("c.yaml:9: checkpoint.monitor: needs evaluate.every_epochs")
+
+
+@pytest.mark.parametrize(
+    ("holdout", "key", "says"),
+    [
+        ("{method: k_fold, folds: 3, fold: 3}", "holdout.fold", "got 3, but of 3 folds the last is 2"),
+        ("{fold: 1}", "holdout.fold", "method given cuts no folds"),
+        ("{method: none, folds: 3}", "holdout.folds", "method none cuts no folds"),
+        ("{seed: 1}", "holdout.seed", "method given cuts no folds"),
+        ("{method: grouped}", "holdout.group_by", "method grouped needs to know what makes a group"),
+        ("{method: stratified, group_by: x}", "holdout.group_by", "method stratified has no use for it"),
+    ],
+)
+def test_rules_of_what_is_held_out(holdout: str, key: str, says: str) -> None:
+    (line,) = failures(BASE + f"holdout: {holdout}\n")
+    assert f"{key}: {says}" in line
+
+
+def test_without_a_val_split_nothing_is_monitored() -> None:
+    (line,) = failures(BASE, "holdout.method=none", "checkpoint.monitor=val/loss")
+    assert line.startswith("command line: checkpoint.monitor: holdout.method none leaves no val split")
+
+
+def test_what_is_held_out_stands_in_the_written_config_where_it_is_set() -> None:
+    plain, other = load("base.yaml"), given_config(BASE, "holdout.method=k_fold", "holdout.fold=2")
+    assert "holdout" not in as_dict(plain) and "holdout" not in dump(plain)
+    assert as_dict(other)["holdout"] == {"method": "k_fold", "folds": 5, "fold": 2, "seed": 0, "group_by": None}
+    assert given_config(dump(other)) == other
+    assert diff(plain, other) == [f"holdout.{key}" for key in ("fold", "folds", "group_by", "method", "seed")]
 
 
 def test_rules_pass_over_what_is_right() -> None:

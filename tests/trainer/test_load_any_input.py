@@ -27,7 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 WORDS = st.sampled_from(
     ["name", "recipe", "model", "data", "train", "optimizer", "extends", "tags", "parts.part", "adamw", "width", "size",
-     "inner", "rate", "max_epochs", "precision", "32", "lr", "tracking", "loading", "either", "table", "anything"]
+     "inner", "rate", "max_epochs", "precision", "32", "lr", "tracking", "loading", "either", "table", "anything",
+     "tune", "space", "sampler", "tune.space"]
 )  # fmt: skip
 SCALARS = (
     st.none()
@@ -81,7 +82,10 @@ def test_any_value_loads_and_comes_back_or_gives_a_config_error(value: Any, key:
 @given(
     st.lists(
         st.builds(
-            "{}{}{}".format, WORDS | st.text(max_size=6), st.sampled_from(["=", ".lr=", ""]), st.text(max_size=8)
+            "{}{}{}".format,
+            WORDS | st.text(max_size=6),
+            st.sampled_from(["=", ".lr=", ".space.seed=", ""]),
+            st.text(max_size=8),
         ),
         max_size=3,
     )

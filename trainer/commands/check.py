@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from trainer.cli import add_config_arguments
 from trainer.errors import EXIT_DONE, UserError
@@ -34,4 +35,8 @@ def run(args: argparse.Namespace) -> int:
 
     config = load(args.config, args.overrides)
     print(json.dumps(as_dict(config), indent=2) if args.json else dump(config).rstrip())
+    if config.tune.space:
+        from trainer.search.space import read_space
+
+        print(f"trainer: tune.space: {read_space(config.tune.space).describe()}", file=sys.stderr)
     return EXIT_DONE

@@ -30,6 +30,8 @@ TOPICS = {
     "schedules": "schedule",
     "strategies": "strategy",
     "adapters": "adapter",
+    "samplers": "sampler",
+    "schedulers": "scheduler",
 }
 WIDTH = 110
 
