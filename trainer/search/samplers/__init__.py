@@ -1,0 +1,1 @@
+"""What proposes the parameters of the next trial: one file each, around one of Optuna's samplers."""
