@@ -1,4 +1,6 @@
-"""The mirror: a process that follows a run directory and sends it on to MLflow. `python -m trainer.mirror RUN PARENT`.
+"""The mirror: a process that follows a run directory (or a search's) and sends it on to MLflow.
+
+`python -m trainer.mirror RUN PARENT`.
 
 PARENT is the process id of the training, which starts it (see `Tracker`). It reads two lines from its standard input:
 the order, and `{"final": STATUS, ...}` when the run has ended. The end of the input without a final word, or a parent
@@ -23,17 +25,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from trainer import environment
+from trainer.contact import Contact
 from trainer.files import locked
 from trainer.mirror_log import MirrorLog, secrets_in
+from trainer.mirrored import MirroredRun
 from trainer.run import KILLED, RUNNING, Run
 from trainer.sending import Mirror, log, one_line
-from trainer.tracking import INCOMPLETE, MIRROR_ENVIRONMENT, MIRROR_LOCK
+from trainer.tracking import INCOMPLETE, MIRROR_ENVIRONMENT, MIRROR_LOCK, SEARCH
 from trainer.unsent import finish_others
 
 POLL_SECONDS = 0.5
@@ -114,12 +118,44 @@ class Parent:
             os.write(self._out, f"{json.dumps(word)}\n".encode())
 
 
+class Source(Protocol):
+    """What is followed."""
+
+    path: Path
+
+    def mirror(self, order: dict[str, Any]) -> Mirror:
+        """What sends it."""
+
+    def others(self, order: dict[str, Any], contact: Contact) -> Generator[None]:
+        """Sends what dead ones beside it have left; each `next` takes a moment."""
+
+    def final_status(self, order: dict[str, Any]) -> str:
+        """How it ended, where its process said nothing."""
+
+
+class RunSource:
+    """A run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._run = Run(path)
+
+    def mirror(self, order: dict[str, Any]) -> Mirror:
+        return Mirror(MirroredRun(self._run), order)
+
+    def others(self, order: dict[str, Any], contact: Contact) -> Generator[None]:
+        return finish_others(self._run, order, contact)
+
+    def final_status(self, order: dict[str, Any]) -> str:
+        return final_status(self._run, order)
+
+
 class Sender(threading.Thread):
     """Does all that may take long."""
 
-    def __init__(self, run: Run, order: dict[str, Any]) -> None:
+    def __init__(self, source: Source, order: dict[str, Any]) -> None:
         super().__init__(daemon=True)
-        self._run = run
+        self._source = source
         self._order = order
         self._final: tuple[str, float] | None = None
         self._wake = threading.Event()
@@ -149,7 +185,7 @@ class Sender(threading.Thread):
     def _lock(self, held: contextlib.ExitStack) -> None:
         self.obstacle = "another mirror of this run is still at work"
         try:
-            held.enter_context(locked(self._run.path / MIRROR_LOCK, PREDECESSOR_SECONDS))
+            held.enter_context(locked(self._source.path / MIRROR_LOCK, PREDECESSOR_SECONDS))
         except TimeoutError:
             raise
         except OSError as error:  # a full disk; two mirrors would send some values twice, of which MLflow keeps one
@@ -157,8 +193,8 @@ class Sender(threading.Thread):
         self.obstacle = None
 
     def _send(self) -> None:
-        mirror = self.mirror = Mirror(self._run, self._order)
-        others = finish_others(self._run, self._order, mirror.contact)
+        mirror = self.mirror = self._source.mirror(self._order)
+        others = self._source.others(self._order, mirror.contact)
         while self._final is None:
             is_done = mirror.send(math.inf)
             if is_done and self._final is None:
@@ -169,9 +205,9 @@ class Sender(threading.Thread):
         self.is_done = mirror.drain(status, max(deadline - time.monotonic(), 0))
 
 
-def follow(run: Run, parent: Parent, order: dict[str, Any]) -> int:
+def follow(source: Source, parent: Parent, order: dict[str, Any]) -> int:
     """Mirror the run until the parent has ended, then send the rest; the exit code."""
-    sender = Sender(run, order)
+    sender = Sender(source, order)
     sender.start()
     machine = samples(order)
     next(machine)
@@ -192,7 +228,7 @@ def follow(run: Run, parent: Parent, order: dict[str, Any]) -> int:
         parent.tell({"problem": sender.obstacle})
         return 1
     parent.tell({"heard": word})
-    status = final_status(run, order) if word["final"] == KILLED else word["final"]
+    status = source.final_status(order) if word["final"] == KILLED else word["final"]
     if sender.mirror is not None and status != KILLED:
         sender.mirror.sample(next(machine))
     return _conclude(sender, parent, status, word)
@@ -261,7 +297,7 @@ def main() -> int:
     for key, value in MIRROR_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     sys.stderr = sys.stdout = MirrorLog(sys.stderr, secrets_in(os.environ))
-    run = Run(Path(sys.argv[1]))
+    path = Path(sys.argv[1])
     parent = Parent(int(sys.argv[2]))
     order = None
     while order is None:
@@ -269,7 +305,15 @@ def main() -> int:
     if "final" in order:
         return 1
     sys.stderr.secrets = secrets_in(os.environ, order["uri"])
-    return follow(run, parent, order)
+    return follow(_source(path, order), parent, order)
+
+
+def _source(path: Path, order: dict[str, Any]) -> Source:
+    if order.get("kind") == SEARCH:
+        from trainer.search.mirror import SearchSource
+
+        return SearchSource(path)
+    return RunSource(path)
 
 
 if __name__ == "__main__":

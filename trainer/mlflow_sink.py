@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
@@ -23,12 +22,14 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from trainer.contact import Contact
 from trainer.files import locked
-from trainer.run import FAILED, FINISHED
+from trainer.lineage import without_password
+from trainer.mirrored import STATUS_TAG
+from trainer.run import FAILED, FINISHED, STOPPED
 from trainer.spool import Point
 from trainer.tracking import sqlite_path
 
 if TYPE_CHECKING:
-    from trainer.run import Run
+    from trainer.mirrored import Mirrored
 
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
@@ -41,21 +42,20 @@ NAME_CHARACTERS = re.compile(r"[^\w.\-:/ ]")
 DATABASE_PATIENCE = 120.0
 """Seconds to wait while another job makes the tables of a new database."""
 
-STATUSES = {FINISHED: "FINISHED", FAILED: "FAILED"}
+STATUSES = {FINISHED: "FINISHED", STOPPED: "FINISHED", "pruned": "FINISHED", FAILED: "FAILED"}
 """MLflow's word for a run's status; all others (preempted, killed) are KILLED, and the tag `trainer.status` tells."""
 
 RUN_ID_TAG = "trainer.run_id"
-STATUS_TAG = "trainer.status"
 
 
 class MlflowRun:
     """The MLflow run that mirrors one of ours. Every method may raise whatever the client raises, and may then be
     called again: sending twice leaves one copy."""
 
-    def __init__(self, uri: str, experiment: str, run: Run, contact: Contact) -> None:
+    def __init__(self, uri: str, experiment: str, mirrored: Mirrored, contact: Contact) -> None:
         self._uri = uri
         self._experiment = experiment
-        self._run = run
+        self._mirrored = mirrored
         self._call = contact.call
         self._accepted: set[tuple[str, bool]] = set()
         self._refused: set[tuple[str, bool]] = set()
@@ -80,24 +80,23 @@ class MlflowRun:
         experiment_id = self._experiment_id(database)
         found = self._find(known_id, experiment_id)
         if found is None:
-            tags = {RUN_ID_TAG: self._run.id}
-            made = self._call(self.client.create_run, experiment_id, run_name=self._run.id, tags=tags)
+            tags = {RUN_ID_TAG: self._mirrored.id, **self._mirrored.first_tags()}
+            made = self._call(self.client.create_run, experiment_id, run_name=self._mirrored.name, tags=tags)
             found = str(made.info.run_id)
         elif not is_over:
             self._call(self.client.update_run, found, status="RUNNING")
         self.id = found
         return found == known_id
 
-    def describe(self, tags: dict[str, str]) -> list[str]:
-        """Send parameters (the flattened config) and tags; returns the parameters that MLflow holds with another
-        value and doesn't let change."""
-        params = dict(flatten(yaml.safe_load((self._run.path / "config.yaml").read_bytes())))
+    def describe(self, config: dict[str, Any], tags: dict[str, str]) -> list[str]:
+        """Send parameters (the flattened config, addresses without passwords) and tags; returns the parameters that
+        MLflow holds with another value and doesn't let change."""
+        params = {key: without_password(value) for key, value in flatten(config)}
         held = self._call(self.client.get_run, self.id).data.params
         new = [Param(key, value) for key, value in params.items() if key not in held]
         for start in range(0, len(new), PARAMS_PER_CALL):
             self._call(self.client.log_batch, self.id, params=new[start : start + PARAMS_PER_CALL])
-        every_tag = {**_own_tags(self._run), **tags}
-        run_tags = [RunTag(name(key), value[:TAG_LIMIT]) for key, value in every_tag.items()]
+        run_tags = [RunTag(name(key), value[:TAG_LIMIT]) for key, value in tags.items()]
         self._call(self.client.log_batch, self.id, tags=run_tags)
         return [key for key, value in params.items() if key in held and held[key] != value]
 
@@ -169,7 +168,7 @@ class MlflowRun:
             else:
                 return known_id if info.lifecycle_stage == "active" else None
         # One that was made just before a mirror was killed, or before a server's answer was lost on its way
-        mine = f"tags.`{RUN_ID_TAG}` = '{self._run.id}'"
+        mine = f"tags.`{RUN_ID_TAG}` = '{self._mirrored.id}'"
         runs = self._call(
             self.client.search_runs, [experiment_id], mine, run_view_type=ViewType.ACTIVE_ONLY, max_results=1
         )
@@ -212,7 +211,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
+    elif prefix:
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         yield name(prefix), text[:PARAM_LIMIT]
 
@@ -220,19 +219,3 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 def name(key: str) -> str:
     """A name that MLflow takes: `accuracy@5` becomes `accuracy_5`."""
     return NAME_CHARACTERS.sub("_", key)[:KEY_LIMIT]
-
-
-def _own_tags(run: Run) -> dict[str, str]:
-    record = run.record
-    tags = {
-        STATUS_TAG: record["status"],
-        "trainer.lineage": record["lineage"]["id"],
-        "trainer.run_dir": str(run.path.resolve()),
-        "mlflow.source.name": "trainer fit",
-        "mlflow.source.type": "LOCAL",
-    }
-    if record["git"]:
-        tags["mlflow.source.git.commit"] = record["git"]["commit"]
-        tags["mlflow.source.git.branch"] = record["git"]["branch"]
-        tags["trainer.git_dirty"] = str(record["git"]["dirty"]).lower()
-    return tags

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from trainer.contact import Contact
 from trainer.files import write_atomically
 from trainer.lineage import without_password
 from trainer.mirror_log import redacted, secrets_in
-from trainer.run import Run
+from trainer.mirrored import Mirrored
 from trainer.spool import QUEUE_LIMIT, Point, Spool
 from trainer.tracking import DONE, INCOMPLETE, STATE_FILE, read_state
 
@@ -36,7 +36,8 @@ SETTLED_SECONDS = 1.0
 """A file of `artifacts/` is sent when it hasn't changed for this long."""
 FILE_FAILURES = 3
 """So many files that can't be stored in one attempt: then the others will not be, either."""
-ROOT_FILES = ("config.yaml", "environment.txt", "git.diff")
+TOLD = "told"
+"""Name of the values that stand in no file of metrics, among the marks."""
 TOLD_AT_MOST = 10
 """Different errors in the log of one outage: some name an address in memory, another one each time."""
 ERROR_LIMIT, LOG_LIMIT = 300, 2000
@@ -44,16 +45,17 @@ ERROR_LIMIT, LOG_LIMIT = 300, 2000
 
 
 class Mirror:
-    """What is still to be sent of one run, and how far it is sent."""
+    """What is still to be sent of one run (or search, or trial), and how far it is sent."""
 
-    def __init__(self, run: Run, order: dict[str, Any], contact: Contact | None = None) -> None:
+    def __init__(self, mirrored: Mirrored, order: dict[str, Any], contact: Contact | None = None) -> None:
         """`order` is what `Tracker` tells the mirror's process; runs at one address may share their `contact`."""
-        self._run = run
+        self._mirrored = mirrored
         self._order = order
         self.contact = contact or Contact(order["uri"])
         self._system: deque[Point] = deque(maxlen=QUEUE_LIMIT)
         self._target: MlflowRun | None = None
-        self._is_connected = self._is_described = self._is_noted = False
+        self._is_connected = self._is_noted = False
+        self._described: object = None
         self._deadline = math.inf
         self._secrets = secrets_in(os.environ, order["uri"])
         self._told: dict[str, set[str]] = {}
@@ -64,7 +66,7 @@ class Mirror:
         """Attempts in a row that failed."""
         self.failed_at = -math.inf
         """When the last attempt that failed ended, by `time.monotonic`."""
-        old = read_state(run.path)
+        old = read_state(mirrored.path)
         goes_on = old.get("uri") == without_password(order["uri"]) and old.get("experiment") == order["experiment"]
         self.state: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -78,8 +80,9 @@ class Mirror:
             "refused_names": old.get("refused_names", []) if goes_on else [],
             "pending": None,
             "last_error": None,
+            "status": old.get("status") if goes_on else None,
         }
-        self._spool = Spool(run.path / "metrics.jsonl", self.state["marks"])
+        self._spools: dict[str, Spool] = {}
         self._saved, self._is_saved = "", False
         self._save(state="connecting")
 
@@ -99,12 +102,8 @@ class Mirror:
         """
         self.end_by(deadline)
         self.contact.is_silent = False
-        steps: list[Callable[[], None]] = [self._connect, self._describe, self._send_points]
-        if final is not None:
-            steps.append(lambda: self._end(final))
-        steps.append(lambda: self._send_files(final is not None))
         failures: list[str] = []
-        for step in steps:
+        for step in self._steps(final):
             failures += self._attempt(step)
             if self.contact.is_silent or not self._is_connected:
                 break
@@ -117,6 +116,12 @@ class Mirror:
         self.failed_at = time.monotonic() if failures else self.failed_at
         self._save(state="sending", last_error=failures[0] if failures else None)
         return is_in_time and not failures
+
+    def _steps(self, final: str | None) -> list[Callable[[], None]]:
+        steps: list[Callable[[], None]] = [self._connect, self._describe, self._send_points]
+        if final is not None:
+            steps.append(lambda: self._end(final))
+        return [*steps, lambda: self._send_files(final is not None)]
 
     def drain(self, status: str, seconds: float) -> bool:
         """Send the rest and end the MLflow run with `status`, within `seconds`; True when nothing was left."""
@@ -144,7 +149,10 @@ class Mirror:
 
     def count_pending(self) -> int:
         """How many values of the run's metrics wait; also from another thread."""
-        return self._spool.count()
+        with self._lock:
+            self._open_logs()
+            spools = list(self._spools.values())
+        return sum(spool.count() for spool in spools) + len(self._untold())
 
     def _attempt(self, step: Callable[[], None]) -> list[str]:
         try:
@@ -174,45 +182,67 @@ class Mirror:
             self.contact.knock()
             from trainer.mlflow_sink import MlflowRun
 
-            self._target = MlflowRun(self._order["uri"], self._order["experiment"], self._run, self.contact)
+            self._target = MlflowRun(self._order["uri"], self._order["experiment"], self._mirrored, self.contact)
         known = self.state["mlflow_run_id"]
         if not self._target.connect(known, is_over=self._order.get("is_over", False)) and known is not None:
             log(f"MLflow run {known} is gone; {self._target.id} takes all from the beginning")
             with self._lock:
                 self.state.update(marks={}, artifacts={})
-            self._spool = Spool(self._run.path / "metrics.jsonl", self.state["marks"])
-        self._save(mlflow_run_id=self._target.id)
-        self._is_connected, self._is_described, self._is_noted = True, False, False
+                self._spools = {}
+        is_over = self._order.get("is_over", False)
+        self._save(mlflow_run_id=self._target.id, status=self.state["status"] if is_over else None)
+        self._is_connected, self._described, self._is_noted = True, None, False
 
     def _describe(self) -> None:
         assert self._target is not None
         if not self._is_noted:
             self._note_id()
-        if self._is_described:
+        version = self._mirrored.version()
+        if self._described == version:
             return
-        changed = self._target.describe(self._order["tags"])
+        tags = {key: redacted(value, self._secrets) for key, value in self._mirrored.tags().items()}
+        changed = self._target.describe(self._mirrored.config(), {**tags, **self._order["tags"]})
         if changed:
-            log(f"MLflow keeps the first values of these parameters: {', '.join(changed)}")
-        self._is_described = True
+            self._tell("params", f"MLflow keeps the first values of these parameters: {', '.join(changed)}")
+        self._described = version
 
     def _note_id(self) -> None:
         assert self._target is not None
         if not self._is_saved:
             return  # a full disk: what room `run.json` has kept for itself is for the run's own end
         try:
-            if self._run.record.get("mlflow_run_id") != self._target.id:
-                self._run.update(mlflow_run_id=self._target.id)
+            self._mirrored.note_id(self._target.id)
             self._is_noted = True
         except OSError as error:  # the disk has filled up since; no reason to send nothing
             self._tell("record", f"run.json can't be written: {error}")
 
     def _send_points(self) -> None:
-        while self._spool.collect() and not self._is_late():
-            self._send_queue(self._spool.queue)
-        self._send_queue(self._spool.queue)
-        self._send_queue(self._system)
+        with self._lock:
+            self._open_logs()
+            spools = list(self._spools.items())
+        for name, spool in spools:
+            while spool.collect() and not self._is_late():
+                self._send_queue(spool.queue, self._marks(name))
+            self._send_queue(spool.queue, self._marks(name))
+        self._send_queue(deque(self._untold()), self._marks(TOLD))
+        self._send_queue(self._system, None)
 
-    def _send_queue(self, queue: deque[Point]) -> None:
+    def _open_logs(self) -> None:
+        for name, (path, prefix) in self._mirrored.logs().items():
+            if name not in self._spools:
+                self._spools[name] = Spool(path, self._marks(name), prefix)
+
+    def _untold(self) -> list[Point]:
+        points = self._mirrored.points()
+        marks = self._marks(TOLD) if points else {}
+        return [point for point in points if point.step > marks.get(point.key, -1)]
+
+    def _marks(self, name: str) -> dict[str, int]:
+        """The last step sent of each metric of one file."""
+        marks: dict[str, Any] = self.state["marks"]
+        return marks.setdefault(name, {}) if name else marks
+
+    def _send_queue(self, queue: deque[Point], marks: dict[str, int] | None) -> None:
         from trainer.mlflow_sink import METRICS_PER_CALL
 
         assert self._target is not None
@@ -222,8 +252,8 @@ class Mirror:
             with self._lock:
                 for point in batch:
                     queue.popleft()
-                    if queue is self._spool.queue:
-                        self.state["marks"][point.key] = max(point.step, self.state["marks"].get(point.key, -1))
+                    if marks is not None:
+                        marks[point.key] = max(point.step, marks.get(point.key, -1))
             self._save()
 
     def _note_refused(self, points: list[Point]) -> None:
@@ -236,7 +266,7 @@ class Mirror:
 
     def _send_files(self, is_final: bool) -> None:
         failures: list[Exception] = []
-        for file, name in self._files(is_final):
+        for file, name in self._mirrored.files(is_final):
             if self._is_late():
                 break
             try:
@@ -260,19 +290,11 @@ class Mirror:
                 self.state["artifacts"][name] = version
             self._save()
 
-    def _files(self, is_final: bool) -> Iterator[tuple[Path, str]]:
-        for name in (*ROOT_FILES, *(["run.json"] if is_final else [])):
-            if (self._run.path / name).is_file():
-                yield self._run.path / name, name
-        pictures = self._run.path / "artifacts"
-        for file in sorted(pictures.rglob("*")):
-            if file.is_file() and not file.name.startswith("."):
-                yield file, file.relative_to(pictures).as_posix()
-
     def _end(self, status: str) -> None:
         assert self._target is not None
         if not self._is_late():
-            self._target.end(status, _end_of(self._run) if self._order.get("is_over") else None)
+            self._target.end(status, self._mirrored.ended_at() if self._order.get("is_over") else None)
+            self._save(status=status)
 
     def _save(self, **fields: Any) -> None:
         with self._lock:
@@ -281,7 +303,7 @@ class Mirror:
             if content == self._saved:
                 return
             try:
-                write_atomically(self._run.path / STATE_FILE, content.encode())
+                write_atomically(self._mirrored.path / STATE_FILE, content.encode())
             except OSError as error:  # a full disk: kept in memory until there is room
                 self._is_saved = False
                 self._tell("disk", f"{STATE_FILE} can't be written: {error}")
@@ -300,12 +322,3 @@ def one_line(error: Exception, secrets: Sequence[str] = ()) -> str:
     """What an error says, fit for `tracking.json` and the terminal."""
     text = redacted(" ".join(str(error).split()), secrets) or type(error).__name__
     return text if len(text) <= ERROR_LIMIT else f"{text[:ERROR_LIMIT]} ..."
-
-
-def _end_of(run: Run) -> int:
-    """When a run ended that nobody watched, as Unix time in milliseconds: as its record says, else its last metric."""
-    ended = run.record["attempts"][-1].get("ended")
-    if ended is not None:
-        return int(1000 * datetime.fromisoformat(ended).timestamp())
-    last = run.path / "metrics.jsonl"
-    return int(1000 * (last if last.exists() else run.path / "run.json").stat().st_mtime)

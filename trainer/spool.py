@@ -62,11 +62,12 @@ class Tail:
 class Spool:
     """The values of a run's metrics that were logged and are not sent."""
 
-    def __init__(self, path: Path, marks: Mapping[str, int]) -> None:
+    def __init__(self, path: Path, marks: Mapping[str, int], prefix: str = "") -> None:
         """`path` is the run's `metrics.jsonl`; `marks` holds the last step sent of each metric, and is kept up to date
-        by whoever sends."""
+        by whoever sends. `prefix` comes before the name of each metric."""
         self.queue: deque[Point] = deque()
         self._path = path
+        self._prefix = prefix
         self._marks = marks
         self._sent_before = dict(marks)
         self._tail = Tail(path)
@@ -107,5 +108,6 @@ class Spool:
             milliseconds = int(1000 * entry.get("time", 0))
             for key, value in entry.items():
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                if is_number and key not in ("step", "time") and step > self._sent_before.get(key, -1):
-                    yield Point(key, float(value), milliseconds, step)
+                sent = self._sent_before.get(self._prefix + key, -1)
+                if is_number and key not in ("step", "time") and step > sent:
+                    yield Point(self._prefix + key, float(value), milliseconds, step)

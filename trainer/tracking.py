@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from trainer import environment
@@ -26,12 +26,13 @@ from trainer.run import RUNNING
 
 if TYPE_CHECKING:
     from trainer.config import Tracking
-    from trainer.run import Run
 
 STATE_FILE = "tracking.json"
 MIRROR_LOCK = ".mirror.lock"
 DONE, INCOMPLETE = "done", "incomplete"
 """How a mirror may have ended, in `tracking.json`."""
+SEARCH = "search"
+"""Kind of what is mirrored, in the order to the mirror; a run where there is none."""
 
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -59,6 +60,20 @@ WAIT_MARGIN = 3.0
 """Seconds that the mirror gets on top of its own deadline to write down what was left."""
 
 
+class Followed(Protocol):
+    """What a mirror can follow: a run directory, or a search's."""
+
+    path: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What it says about itself; `name` is that of the experiment."""
+
+    @property
+    def status(self) -> str:
+        """`running`, or how it has ended, as far as this host can tell."""
+
+
 class Tracker:
     """The mirror of one run, seen from the training process (rank 0). All methods return within microseconds,
     but for `finish`.
@@ -68,7 +83,10 @@ class Tracker:
     says so. What it hadn't sent is in `metrics.jsonl` in any case.
     """
 
-    def __init__(self, run: Run, tracking: Tracking, say: Callable[[str], None] | None = None) -> None:
+    work = "the training"
+    """What goes on although MLflow takes nothing."""
+
+    def __init__(self, run: Followed, tracking: Tracking, say: Callable[[str], None] | None = None) -> None:
         """`say` is told once, from another thread, when MLflow takes nothing while the training goes on.
 
         Raises UserError when `tracking.uri` is of a kind that MLflow doesn't take.
@@ -128,7 +146,7 @@ class Tracker:
 
     def _problem_begins(self, problem: str) -> None:
         if self._say is not None:
-            self._say(f"MLflow takes nothing ({problem}); the training goes on, and sends it later")
+            self._say(f"MLflow takes nothing ({problem}); {self.work} goes on, and sends it later")
 
     def _order(self) -> dict[str, Any]:
         record = self._run.record

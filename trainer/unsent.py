@@ -17,6 +17,7 @@ import yaml
 from trainer.contact import Contact
 from trainer.files import locked
 from trainer.lineage import without_password
+from trainer.mirrored import MirroredRun
 from trainer.run import DAMAGED, RUNNING, Run, find_runs
 from trainer.sending import Mirror, log, one_line
 from trainer.tracking import DONE, MIRROR_LOCK, read_state
@@ -70,7 +71,7 @@ def _finish(run: Run, order: dict[str, Any], contact: Contact, deadline: float) 
         return
     experiment = read_state(run.path)["experiment"]
     tags = _tracking_of(run).get("tags") or {}
-    mirror = Mirror(run, {**order, "experiment": experiment, "tags": tags, "is_over": True}, contact)
+    mirror = Mirror(MirroredRun(run), {**order, "experiment": experiment, "tags": tags, "is_over": True}, contact)
     is_done = False
     while not is_done and mirror.failures == 0 and time.monotonic() < deadline and run.status == status:
         is_done = mirror.send(time.monotonic() + SLICE_SECONDS, status)

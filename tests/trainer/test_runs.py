@@ -15,6 +15,7 @@ from trainer import checkpoint, cli
 from trainer.environment import process_started
 from trainer.load import load
 from trainer.mirror import Mirror
+from trainer.mirrored import MirroredRun
 from trainer.run import Run
 from trainer.tracking import MLFLOW_ENVIRONMENT, tracking_uri
 
@@ -157,9 +158,9 @@ def mirror(run: Run) -> MlflowClient:
     """Send a run to MLflow, as its mirror does, from this process."""
     uri = tracking_uri(run.config().tracking, run.path.parent.parent)
     order = {"uri": uri, "experiment": "toy", "tags": {}, "system_metrics": False}
-    assert Mirror(run, {**order, "pid": os.getpid(), "process_started": process_started(os.getpid())}).drain(
-        "finished", 90
-    )
+    assert Mirror(
+        MirroredRun(run), {**order, "pid": os.getpid(), "process_started": process_started(os.getpid())}
+    ).drain("finished", 90)
     from mlflow import MlflowClient  # within a test, so that it finds the settings above
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -25,6 +25,7 @@ from trainer.environment import process_started
 from trainer.errors import UserError
 from trainer.load import load
 from trainer.mirror import Mirror
+from trainer.mirrored import MirroredRun
 from trainer.mlflow_sink import flatten
 from trainer.run import Run
 from trainer.spool import Tail
@@ -149,11 +150,19 @@ def order_of(run: Run, tracker: Tracker, **changes: Any) -> dict[str, Any]:
     return {**order, "pid": pid, "process_started": process_started(pid), **changes}
 
 
+def test_a_run_that_was_judged_to_stop_has_finished_for_mlflow(folder: Path) -> None:
+    run, tracker = start(folder)
+    log(run, 1, 3)
+    assert Mirror(run, order_of(run, tracker)).drain("stopped", 60)
+    found = client_of(tracker.uri).get_run(run.record["mlflow_run_id"])
+    assert found.info.status == "FINISHED" and found.data.tags["trainer.status"] == "stopped"
+
+
 def test_a_resumed_run_goes_on_and_no_step_is_sent_twice(folder: Path) -> None:
     run, tracker = start(folder)
     order = order_of(run, tracker)
     log(run, 1, 10)
-    assert Mirror(run, order).drain("preempted", 60)
+    assert Mirror(MirroredRun(run), order).drain("preempted", 60)
     client = client_of(tracker.uri)
     first = client.get_run(run.record["mlflow_run_id"])
     assert first.info.status == "KILLED" and first.data.tags["trainer.status"] == "preempted"
@@ -163,7 +172,7 @@ def test_a_resumed_run_goes_on_and_no_step_is_sent_twice(folder: Path) -> None:
     assert run.rewind(6) == 4
     for step in range(7, 13):  # as another machine computes it: MLflow keeps what it has, metrics.jsonl is the truth
         run.log({"step": step, "time": 2e9, "train/loss": 5.0})
-    again = Mirror(run, order)
+    again = Mirror(MirroredRun(run), order)
     assert again.send(time.monotonic() + 60)
     assert client.get_run(first.info.run_id).info.status == "RUNNING"
     assert run.rewind(11) == 1  # also while it is followed
@@ -180,17 +189,17 @@ def test_a_run_that_mlflow_lost_is_sent_from_the_beginning(folder: Path) -> None
     run, tracker = start(folder)
     order = order_of(run, tracker)
     log(run, 1, 5)
-    assert Mirror(run, order).drain("preempted", 60)
+    assert Mirror(MirroredRun(run), order).drain("preempted", 60)
     client = client_of(tracker.uri)
     lost = run.record["mlflow_run_id"]
     client.delete_run(lost)
     log(run, 6, 6)
-    assert Mirror(run, order).drain("finished", 60)
+    assert Mirror(MirroredRun(run), order).drain("finished", 60)
     assert run.record["mlflow_run_id"] != lost
     assert steps_in(client, run) == [1, 2, 3, 4, 5, 6]
     # The id can be lost too: a mirror that was killed before it wrote it down
     (run.path / "tracking.json").unlink()
-    assert Mirror(run, order).drain("finished", 60)
+    assert Mirror(MirroredRun(run), order).drain("finished", 60)
     assert read_state(run.path)["mlflow_run_id"] == run.record["mlflow_run_id"]
     assert steps_in(client, run) == [1, 2, 3, 4, 5, 6]
     run.close()
@@ -199,10 +208,10 @@ def test_a_run_that_mlflow_lost_is_sent_from_the_beginning(folder: Path) -> None
 def test_changed_parameters_do_not_stop_the_mirror(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, tracker = start(folder)
     log(run, 1, 1)
-    assert Mirror(run, order_of(run, tracker)).drain("preempted", 60)
+    assert Mirror(MirroredRun(run), order_of(run, tracker)).drain("preempted", 60)
     config = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(config.replace("max_epochs: 2", "max_epochs: 3"))
-    assert Mirror(run, order_of(run, tracker)).drain("finished", 60)
+    assert Mirror(MirroredRun(run), order_of(run, tracker)).drain("finished", 60)
     assert "keeps the first values of these parameters: train.max_epochs" in capsys.readouterr().err
     found = client_of(tracker.uri).get_run(run.record["mlflow_run_id"])
     assert found.data.params["train.max_epochs"] == "2" and found.info.status == "FINISHED"
@@ -213,7 +222,7 @@ def test_a_name_that_mlflow_refuses_takes_nothing_with_it(folder: Path, capsys: 
     run, tracker = start(folder)
     for step in range(1, 4):
         run.log({"step": step, "time": 1e9, "train/loss": 1.0, "../loss": 2.0})
-    assert Mirror(run, order_of(run, tracker)).drain("finished", 60)
+    assert Mirror(MirroredRun(run), order_of(run, tracker)).drain("finished", 60)
     assert steps_in(client_of(tracker.uri), run) == [1, 2, 3]
     assert read_state(run.path)["refused"] == 3
     assert "MLflow refuses metrics of these names: ../loss" in capsys.readouterr().err
@@ -226,7 +235,7 @@ def test_a_deleted_experiment_is_told(folder: Path) -> None:
     client = client_of(tracker.uri)
     client.delete_experiment(client.create_experiment("gone"))
     log(run, 1, 3)
-    assert not Mirror(run, order).drain("finished", 0.5)
+    assert not Mirror(MirroredRun(run), order).drain("finished", 0.5)
     state = read_state(run.path)
     assert state["state"] == "incomplete" and state["pending"] == 6
     assert "experiment 'gone' was deleted in MLflow: restore it" in state["last_error"]
@@ -308,7 +317,7 @@ def test_two_jobs_may_make_the_same_new_database_where_a_third_was_killed(tmp_pa
 def test_a_locked_database_is_waited_for(folder: Path) -> None:
     run, tracker = start(folder)
     log(run, 1, 3)
-    follower = Mirror(run, order_of(run, tracker))
+    follower = Mirror(MirroredRun(run), order_of(run, tracker))
     assert follower.send(time.monotonic() + 60)
     other = sqlite3.connect(folder / "runs" / "mlflow.db", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")

@@ -39,6 +39,7 @@ from trainer import cli
 from trainer.contact import FIRST_TIMEOUT, Contact
 from trainer.load import load
 from trainer.mirror import Mirror
+from trainer.mirrored import MirroredRun
 from trainer.run import Run
 from trainer.tracking import MIRROR_ENVIRONMENT, Tracker, mlflow_command, read_state
 from trainer.unsent import is_unsent
@@ -221,7 +222,7 @@ def test_a_server_that_answers_late_gets_everything(
         done = sync(str(run.path), "--wait", "1500", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     else:
-        assert Mirror(run, order_of(run, gateway.address)).drain("finished", 90)
+        assert Mirror(MirroredRun(run), order_of(run, gateway.address)).drain("finished", 90)
     assert values_in(mlflow_server.database, run) == values_logged(run)
     assert status_in(mlflow_server.database, run) == "FINISHED"
     survived(f"a server that takes {gateway.delay:g} s for each answer: {len(values_logged(run))} values, none lost")
@@ -290,7 +291,7 @@ def test_a_server_that_refuses_everything_is_told_once_and_gets_all_later(
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
     run, _ = start(tmp_path, gateway.address)
     log(run, 1, 20)
-    mirror = Mirror(run, order_of(run, gateway.address))
+    mirror = Mirror(MirroredRun(run), order_of(run, gateway.address))
     assert mirror.send(time.monotonic() + 60)
     gateway.behaviour = behaviour
     log(run, 21, 40)
@@ -347,7 +348,7 @@ def test_a_run_that_is_deleted_meanwhile_is_not_taken_for_refused_values(
 ) -> None:
     run, _ = start(tmp_path, gateway.address)
     log(run, 1, 10)
-    mirror = Mirror(run, order_of(run, gateway.address))
+    mirror = Mirror(MirroredRun(run), order_of(run, gateway.address))
     assert mirror.send(time.monotonic() + 60)
     client_of(gateway.address).delete_run(mirror.state["mlflow_run_id"])
     log(run, 11, 20)
@@ -440,7 +441,7 @@ def test_a_full_disk_under_the_database_is_waited_for(tmp_path: Path, capsys: py
         filler = fill(disk)
         run, _ = start(tmp_path, f"sqlite:///{file}")
         log(run, 1, 200)
-        mirror = Mirror(run, order_of(run, f"sqlite:///{file}"))
+        mirror = Mirror(MirroredRun(run), order_of(run, f"sqlite:///{file}"))
         for _ in range(2):  # no room for the tables
             assert not mirror.send(time.monotonic() + 60)
         assert mirror.count_pending() == 400
@@ -522,7 +523,7 @@ def test_the_next_training_ends_in_mlflow_what_a_dead_node_left(tmp_path: Path, 
     dead = dead_node(tmp_path, uri, file)
     assert status_in(file, dead) == "RUNNING" and dead.status == "killed" and is_unsent(dead)
     living, _ = start(tmp_path, uri)  # another training, on another node perhaps
-    Mirror(living, order_of(living, uri)).send(time.monotonic() + 60)
+    Mirror(MirroredRun(living), order_of(living, uri)).send(time.monotonic() + 60)
 
     run, tracker = start(tmp_path, uri)
     tracker.start()
@@ -543,7 +544,7 @@ def test_the_next_training_ends_in_mlflow_what_a_dead_node_left(tmp_path: Path, 
     # It is gone on with: the same MLflow run, which runs again
     dead.begin_attempt(1)
     log(dead, 201, 210)
-    again = Mirror(dead, order_of(dead, uri))
+    again = Mirror(MirroredRun(dead), order_of(dead, uri))
     assert again.send(time.monotonic() + 60)
     assert status_in(file, dead) == "RUNNING"
     assert again.drain("finished", 60)
@@ -557,7 +558,7 @@ def test_sync_without_a_run_sends_all_that_is_unsent(tmp_path: Path, database: P
     uri = f"sqlite:///{file}"
     dead, _ = start(tmp_path, uri)
     log(dead, 1, 10)
-    Mirror(dead, order_of(dead, uri)).send(time.monotonic() + 60)
+    Mirror(MirroredRun(dead), order_of(dead, uri)).send(time.monotonic() + 60)
     log(dead, 11, 20)
     dead.update(process_started=1)  # as if this process were another one with the same number
     never_mirrored, _ = start(tmp_path, uri)

@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import EXIT_DONE, TrainerError, UserError
@@ -22,6 +23,7 @@ from trainer.progress import print_table
 from trainer.run import DAMAGED, RUNNING, Run, find_runs
 
 if TYPE_CHECKING:
+    from trainer.search.mirrored import FollowedSearch
     from trainer.tracking import Tracker
 
 SHOWN_IN_BEST = 10
@@ -196,7 +198,7 @@ def _sync(args: argparse.Namespace) -> None:
     if args.run is None:
         _sync_all(args)
         return
-    found = Run.open(args.run, args.runs_dir)
+    found = _found(args.run, args.runs_dir)
     if found.status == RUNNING:
         raise UserError(f"{found.path}: still running, and its own mirror is at work")
     tracker = _tracker(found)
@@ -208,9 +210,12 @@ def _sync(args: argparse.Namespace) -> None:
 
 
 def _sync_all(args: argparse.Namespace) -> None:
+    from trainer.search import tracking as search_tracking
     from trainer.unsent import is_unsent
 
-    found = [run for run in find_runs(args.runs_dir) if is_unsent(run)]
+    found: list[Run | FollowedSearch] = [run for run in find_runs(args.runs_dir) if is_unsent(run)]
+    searches = search_tracking.find_searches(args.runs_dir)
+    found += [search for search in searches if search_tracking.is_unsent(search)]
     failed: dict[str, str] = {}
     sent = []
     for run in found:
@@ -233,17 +238,33 @@ def _sync_all(args: argparse.Namespace) -> None:
         print(f"all runs in {args.runs_dir}/ are in MLflow")
 
 
-def _ids(run: Run) -> dict[str, Any]:
-    return {"run_id": run.id, "mlflow_run_id": run.record["mlflow_run_id"]}
+def _found(name: str, runs_dir: str) -> Run | FollowedSearch:
+    """A run, or the search whose directory it is."""
+    from trainer.search.mirrored import SEARCH_FILE, FollowedSearch
+
+    if (Path(name) / SEARCH_FILE).is_file():
+        return FollowedSearch(Path(name))
+    return Run.open(name, runs_dir)
 
 
-def _tracker(run: Run) -> Tracker:
+def _ids(found: Run | FollowedSearch) -> dict[str, Any]:
+    from trainer.tracking import read_state
+
+    return {"run_id": found.path.name, "mlflow_run_id": read_state(found.path).get("mlflow_run_id")}
+
+
+def _tracker(found: Run | FollowedSearch) -> Tracker:
+    from trainer.search.tracking import SearchTracker
     from trainer.tracking import Tracker
 
-    return Tracker(run, replace(run.config().tracking, enabled=True, system_metrics=False))
+    config = found.config()
+    config = replace(config, tracking=replace(config.tracking, enabled=True, system_metrics=False))
+    if isinstance(found, Run):
+        return Tracker(found, config.tracking)
+    return SearchTracker(found.path, config, is_over=True)
 
 
-def _send_rest(run: Run, tracker: Tracker, args: argparse.Namespace) -> str | None:
+def _send_rest(run: Run | FollowedSearch, tracker: Tracker, args: argparse.Namespace) -> str | None:
     """Wait for a mirror of the run; one line about what is left, or None."""
     from trainer.tracking import DONE, mlflow_command, read_state
 
