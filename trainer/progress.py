@@ -118,7 +118,7 @@ class Progress:
         if "memory_gb" in entry:
             shown["memory"] = f"{entry['memory_gb']:.2f} GB"
         if self._seconds_per_step is not None:
-            shown["left"] = f"{_duration(self._seconds_per_step * (self._total - self._step))} left"
+            shown["left"] = f"{clock(self._seconds_per_step * (self._total - self._step))} left"
         return shown
 
     def _start_live(self) -> Live:
@@ -192,11 +192,19 @@ def summary_table(rows: list[tuple[str, str]], title: str, stream: TextIO | None
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns on stdout, the last one as long as it is: nothing is cut."""
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], stream: TextIO | None = None) -> None:
+    """Print aligned columns, on stdout where nothing else is given, the last one as long as it is: nothing is cut."""
+    for line in aligned(head, rows):
+        print_line(line, sys.stdout if stream is None else stream)
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for line in (head, *rows):
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (head, *rows)
+    ]
 
 
 def _is_terminal(stream: TextIO) -> bool:
@@ -211,7 +219,8 @@ def _number(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _duration(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as `1:05`, `2h 05m` or `3d 4h`."""
     minutes, rest = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -220,3 +229,13 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours}h {minutes:02}m"
     return f"{minutes}:{rest:02}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1.2 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
