@@ -103,9 +103,13 @@ def finish(
     """Print the table and write the file; `elsewhere` are versions in a peer's own environment."""
     show(title, rows)
     if json_file is not None:
-        found = {**versions(packages), **(elsewhere or {})}
-        content = {"rows": [row.as_json() for row in rows], "machine": machine(), "versions": found}
-        json_file.write_text(json.dumps(content, indent=2) + "\n")
+        write([row.as_json() for row in rows], json_file, {**versions(packages), **(elsewhere or {})})
+
+
+def write(rows: Sequence[Mapping[str, Any]], json_file: Path, found: Mapping[str, str]) -> None:
+    """The JSON file: the rows, what they were taken on, and the versions that took part."""
+    content = {"rows": rows, "machine": machine(), "versions": found}
+    json_file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
