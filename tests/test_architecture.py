@@ -31,7 +31,7 @@ def _no_torch_at_import() -> set[str]:
     return {m for m in _modules() if m.startswith("trainer.") and (m.count(".") == 1 or m.startswith(PARTS))} - heavy
 
 
-PARTS = ("trainer.doctor.", "trainer.verify.")
+PARTS = ("trainer.doctor.", "trainer.search.", "trainer.verify.")
 """Packages whose modules are held to the same."""
 MLFLOW = "trainer.mlflow_sink"
 """The one module that imports mlflow when it is imported; only the mirror's process does that."""
@@ -41,6 +41,10 @@ HEAVY = (
     "lightning",
     "mlflow",
     "ray",
+    "optuna",
+    "plotly",
+    "scipy",
+    "sklearn",
     "transformers",
     "albumentations",
     "cv2",

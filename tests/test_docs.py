@@ -35,6 +35,8 @@ from trainer.validation import default_of
 
 TINY = ["train.device=cpu", "tracking.enabled=false", "train.max_steps=4", "evaluate.test=false"]
 """Appended to every training."""
+FEW = 2
+"""Trials of a search."""
 TRACKED = "trainer fit --config quickstart.yaml resume=auto"
 """The training whose run the MLflow commands after it need."""
 SMALLER = {
@@ -133,16 +135,23 @@ class Reader:
             self.serve(words[1:])
 
     def localised(self, word: str) -> str:
-        """`RUN` is the newest run; folders that a reader has are generated ones."""
+        """`RUN` is the newest run, `SEARCH` the newest search; folders that a reader has are generated ones."""
         for theirs, ours in self.here.items():
             word = word.replace(theirs, ours)
         if re.search(r"\bRUN\b", word):
             newest = max(self.folder.glob("runs/*/*/config.yaml"), key=lambda file: file.parent.name).parent
             word = re.sub(r"\bRUN\b", str(newest.relative_to(self.folder)), word)
+        if re.search(r"\bSEARCH\b", word):
+            newest = max(self.folder.glob("runs/*/tune-*"), key=lambda folder: folder.name)
+            word = re.sub(r"\bSEARCH\b", str(newest.relative_to(self.folder)), word)
         return word
 
     def tiny(self, command: Command, words: list[str]) -> list[str]:
-        """The words of a training, with what makes it tiny."""
+        """The words of a training or a search, with what makes it tiny."""
+        if words[0] == "tune" and not command.expected:
+            if "--resume" in words:  # goes on with what it began with, and a trial more
+                return [*words, "--num-samples", str(FEW + 1)]
+            return [*words, "--num-samples", str(FEW), *TINY]
         if words[0] not in ("fit", "finetune-lora") or command.expected:
             return words
         names = words if "--config" in words or words[0] == "fit" else [*words, finetune_lora.SHIPPED]
@@ -308,7 +317,9 @@ def test_config_page_lists_the_common_keys_as_they_are() -> None:
     for section, cls in {"data": config.Loading, **SECTIONS}.items():
         for item in fields(cls):
             text_of = help_by_class[cls.__name__][1][item.name]
-            row = f"| `{section}.{item.name}` | `{json.dumps(default_of(item))}` | {text_of} |"
+            value = default_of(item)
+            shown = json.dumps(value["name"] if item.name in KINDS else value)
+            row = f"| `{section}.{item.name}` | `{shown}` | {text_of} |"
             assert row in text, f"docs/config.md should say: {row}"
 
 

@@ -18,6 +18,10 @@ HEAVY = (
     "lightning",
     "mlflow",
     "ray",
+    "optuna",
+    "plotly",
+    "scipy",
+    "sklearn",
     "transformers",
     "albumentations",
     "pydantic",
@@ -87,6 +91,23 @@ def test_config_error(tmp_path: Path, verb: str) -> None:
     for part in ("c.yaml:3: model.zzz", "c.yaml:5: train.max_epoch", "did you mean 'max_epochs'?", "optimizer.lr"):
         assert part in out
     assert_light(report, 0.6)
+
+
+@pytest.mark.parametrize("verb", ["check", "tune"])
+def test_error_in_a_search_space(tmp_path: Path, verb: str) -> None:
+    """Each of its values is tried on the whole config: that must not cost seconds, either."""
+    if not (Path(trainer.__file__).parent / "commands" / f"{verb}.py").exists():
+        pytest.skip(f"no verb {verb} yet")
+    entries = "".join(f"    model.{word}: {{choice: [{', '.join(map(str, range(40)))}]}}\n" for word in ("a", "b", "c"))
+    (tmp_path / "c.yaml").write_text(
+        "extends: quickstart\ntune:\n  space:\n    optimizer.name: {choice: [adamw, sgd]}\n"
+        "    optimizer.momentum: {uniform: [0, 1], when: {optimizer.name: sgd}}\n" + entries
+    )
+    report, out = best_of(3, tmp_path, verb, "--config", "c.yaml")
+    assert report["code"] == 2
+    assert "c.yaml:5: tune.space.optimizer.momentum: with optimizer.name=sgd, optimizer.momentum=1.0" in out
+    assert "c.yaml:8: tune.space.model.c: unknown key 'c'" in out
+    assert_light(report, 0.9)
 
 
 def test_list(tmp_path: Path) -> None:

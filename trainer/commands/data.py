@@ -36,10 +36,11 @@ def run(args: argparse.Namespace) -> int:
     """Print samples and facts of one split; neither weights nor an accelerator are needed."""
     if args.num < 0:
         raise UserError(f"--num {args.num}: wanted 0 or more")
+    from trainer.assembly import build_data
     from trainer.load import load
 
     config = load(args.config, args.overrides)
-    data = config.data.build(seed=config.seed)
+    data = build_data(config)
     found: Preview = config.recipe.call(
         "preview", data=data, init_from=config.init_from, split=args.split, num=args.num, seed=config.seed
     )
