@@ -173,7 +173,7 @@ def test_an_interrupt_ends_everything_and_leaves_nothing(
         ranks = children_of(process.pid)
         assert len(ranks) == (2 if mode == "--resume" else 1)
         os.kill(process.pid, number)
-        assert process.wait(30) == EXIT_INTERRUPTED
+        assert process.wait(120) == EXIT_INTERRUPTED
     finally:
         process.kill()
         process.wait()

@@ -153,7 +153,7 @@ def order_of(run: Run, tracker: Tracker, **changes: Any) -> dict[str, Any]:
 def test_a_run_that_was_judged_to_stop_has_finished_for_mlflow(folder: Path) -> None:
     run, tracker = start(folder)
     log(run, 1, 3)
-    assert Mirror(run, order_of(run, tracker)).drain("stopped", 60)
+    assert Mirror(MirroredRun(run), order_of(run, tracker)).drain("stopped", 60)
     found = client_of(tracker.uri).get_run(run.record["mlflow_run_id"])
     assert found.info.status == "FINISHED" and found.data.tags["trainer.status"] == "stopped"
 

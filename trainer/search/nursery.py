@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,13 @@ class Nursery:
 def adopt(path: str) -> Channel | None:
     """A worker's channel to a new host of the nursery at `path`; None where there is none (any more)."""
     end = socket.socket(socket.AF_UNIX)
+    channel = Channel(end)
     try:
         end.connect(path)
+        channel.send({"environment": {name: os.environ[name] for name in (GPUS,) if name in os.environ}})
     except OSError:
-        end.close()
+        channel.close()
         return None
-    channel = Channel(end)
-    channel.send({"environment": {name: os.environ[name] for name in (GPUS,) if name in os.environ}})
     return channel
 
 
@@ -85,8 +86,15 @@ def serve(listener: socket.socket, control: Channel, broken: Message | None) -> 
                 control.close()
                 _become_host(Channel(end), parent)
             if broken is not None:
-                Channel(end).send(broken)
+                _refuse(Channel(end), broken)
             end.close()
+
+
+def _refuse(worker: Channel, broken: Message) -> None:
+    """Answer a worker what went wrong; after its own first word, or it would find nobody to say it to."""
+    if worker.recv() is not None:
+        with suppress(OSError):
+            worker.send(broken)
 
 
 def _become_host(control: Channel, parent: int) -> None:

@@ -125,7 +125,8 @@ class Pool:
 
         try:
             message: Message = ray.get(place.pending)
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            ray.kill(place.actor)  # an error in it, of which nothing is known, is no better than its death
             self._places.remove(place)
             self.size = len(self._places)
             if not place.is_ready:
