@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import TrainerError, UserError
+from trainer.search.channel import Message
 from trainer.search.guardian import VARIABLE, Guardian
+from trainer.search.nursery import Nursery
 
 STORE_BYTES = 96 << 20
 """Object store of a local Ray: only messages pass through it, and its default is a third of the memory."""
+QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR}
 KNOCK_SECONDS = 5.0
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -48,40 +51,58 @@ class Node:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, setup: Message | None = None) -> Iterator[None]:
     """Ray within the block: started on this machine and ended with it, or the cluster at `address`.
 
-    Raises UserError where there is no cluster at the address.
+    `setup` is what workers are told; a local Ray's learn from it where to get their hosts. Raises UserError where there
+    is no cluster at the address.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if address is None:
+        with _local(setup):
+            yield
+        return
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR}
-    guardian: Guardian | None = None
     try:
-        if address is not None:
-            _join(address, quiet)
-        else:
-            folder = tempfile.mkdtemp(prefix="trainer-ray-")  # short: Ray puts sockets there
-            mark = secrets.token_hex(16)
-            guardian = Guardian(mark, folder)
-            _start(folder, mark, quiet)
+        _join(address)
         yield
     finally:
         ray.shutdown()
-        if guardian is not None:
-            guardian.close()
 
 
-def _join(address: str, quiet: dict[str, Any]) -> None:
+@contextmanager
+def _local(setup: Message | None) -> Iterator[None]:
+    folder = tempfile.mkdtemp(prefix="trainer-ray-")  # short: Ray puts sockets there, and we one
+    mark = secrets.token_hex(16)
+    guardian = Guardian(mark, folder)
+    nursery = None
+    try:
+        if setup is not None:
+            nursery = Nursery(setup, folder, {VARIABLE: mark})
+            setup["nursery"] = nursery.socket
+        import ray
+
+        try:
+            _start(folder, mark)
+            yield
+        finally:
+            ray.shutdown()
+    finally:
+        if nursery is not None:
+            nursery.close()
+        guardian.close()
+
+
+def _join(address: str) -> None:
     import ray
 
     if address.startswith("ray://"):
         raise UserError(f"--address {address}: start the search on a node of the cluster, with --address auto")
     try:
         _knock(address)
-        ray.init(address=address, **quiet)
+        ray.init(address=address, **QUIET)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
@@ -96,7 +117,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
 
 
-def _start(folder: str, mark: str, quiet: dict[str, Any]) -> None:
+def _start(folder: str, mark: str) -> None:
     import ray
 
     os.environ.pop("RAY_ADDRESS", None)
@@ -107,7 +128,7 @@ def _start(folder: str, mark: str, quiet: dict[str, Any]) -> None:
             include_dashboard=False,
             object_store_memory=STORE_BYTES,
             _temp_dir=folder,
-            **quiet,
+            **QUIET,
         )
     except (RuntimeError, ValueError, OSError, TimeoutError) as error:
         why = " ".join(str(error).split()) or type(error).__name__

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,12 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 class Nursery:
     """The process seen from the search's driver."""
 
-    def __init__(self, setup: Message) -> None:
-        """Start it; returns at once."""
-        self._folder = tempfile.TemporaryDirectory(prefix="trainer-hosts-")  # short: a socket's path has 100 characters
-        self.socket = str(Path(self._folder.name, "socket"))
+    def __init__(self, setup: Message, folder: str, env: Mapping[str, str]) -> None:
+        """Start it, with `env` over this process's environment; returns at once.
+
+        Its socket is made in `folder`, whose path must be short: that of a socket has 100 characters.
+        """
+        self.socket = str(Path(folder, "hosts"))
         ours, theirs = pair()
         log = Path(setup["logs"], "hosts.log")
         with log.open("ab") as file:
@@ -42,7 +44,7 @@ class Nursery:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(setup["sys_path"])},
+                env={**os.environ, **env, "PYTHONPATH": os.pathsep.join(setup["sys_path"])},
                 start_new_session=True,
                 preexec_fn=partial(environment.signal_at_parents_end, signal.SIGKILL, os.getpid()),
             )
@@ -54,7 +56,6 @@ class Nursery:
         """End it, and every host with it."""
         self._channel.close()
         self._process.wait()
-        self._folder.cleanup()
 
 
 def adopt(path: str) -> Channel | None:

@@ -6,8 +6,7 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,22 +61,6 @@ class Outcome:
     retrained: dict[str, Any] | None = None
 
 
-@contextmanager
-def nursery(setup: Message, address: str | None) -> Iterator[None]:
-    """Where Ray is local, a process that makes its hosts; `setup` is told where."""
-    if address is not None:
-        yield
-        return
-    from trainer.search.nursery import Nursery
-
-    forks = Nursery(setup)
-    setup["nursery"] = forks.socket
-    try:
-        yield
-    finally:
-        forks.close()
-
-
 def setup_of(folder: SearchFolder, warm: str = WARM) -> Message:
     """What every worker is told once."""
     here = os.getcwd()
@@ -108,7 +91,7 @@ def conduct(config: RunConfig, folder: SearchFolder, plan: Plan, wish: Preemptio
 
     known = _known(config, plan, say)
     setup = setup_of(folder, plan.warm)
-    with nursery(setup, plan.address), cluster.connected(plan.address):
+    with cluster.connected(plan.address, setup):
         wish.take_back()
         need = Need(config.tune.cpus_per_trial, config.tune.gpus_per_trial)
         pool = Pool(setup, need, most_at_once(config), say)
