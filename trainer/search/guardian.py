@@ -2,7 +2,7 @@
 
 Ray's own processes notice a driver that was killed late, or not at all when they were still starting. This process
 waits until the pipe FD is closed, which the kernel does for a dead driver too, then kills everything that has MARK in
-its environment and removes FOLDER.
+its environment, or is Ray's and has a file open in FOLDER, and removes FOLDER.
 """
 
 from __future__ import annotations
@@ -43,25 +43,41 @@ class Guardian:
         self._process.wait()
 
 
-def marked(mark: str) -> list[int]:
-    """Processes of this user that have `VARIABLE=mark` in their environment and have not ended (Linux)."""
-    wanted = f"{VARIABLE}={mark}".encode()
+def members(mark: str, folder: str) -> list[int]:
+    """Processes of this user that belong to the local Ray and have not ended (Linux).
+
+    They have `VARIABLE=mark` in their environment. Ray's own write their titles over it: those have files in `folder`.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            is_ours = wanted in (path / "environ").read_bytes().split(b"\0")
-            if is_ours and (path / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            if (path / "stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                continue
+            if _is_marked(path, mark) or (_is_rays(path) and _has_file_in(path, folder)):
                 found.append(int(path.name))
         except OSError:  # ended in the meantime, or of another user
             continue
     return found
 
 
-def sweep(mark: str) -> None:
-    """Kill all that are marked, until there is nobody left."""
+def _is_marked(process: Path, mark: str) -> bool:
+    return f"{VARIABLE}={mark}".encode() in (process / "environ").read_bytes().split(b"\0")
+
+
+def _is_rays(process: Path) -> bool:
+    command = (process / "cmdline").read_bytes()
+    return command.startswith(b"ray::") or b"/ray/" in command
+
+
+def _has_file_in(process: Path, folder: str) -> bool:
+    return any(os.readlink(link).startswith(f"{folder}/") for link in (process / "fd").iterdir())
+
+
+def sweep(mark: str, folder: str) -> None:
+    """Kill all that belong to it, until there is nobody left."""
     deadline, quiet = time.monotonic() + PATIENCE, 0
     while quiet < QUIET_LOOKS and time.monotonic() < deadline:
-        there = [pid for pid in marked(mark) if pid != os.getpid()]
+        there = [pid for pid in members(mark, folder) if pid != os.getpid()]
         quiet = 0 if there else quiet + 1
         for pid in there:
             try:
@@ -77,7 +93,7 @@ def main(descriptor: int, mark: str, folder: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     while os.read(descriptor, 1):
         pass
-    sweep(mark)
+    sweep(mark, folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
