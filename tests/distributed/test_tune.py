@@ -318,14 +318,14 @@ def test_a_wish_to_stop_after_the_search_is_answered_too(tmp_path: Path) -> None
 
 
 def test_a_second_process_on_a_search_is_refused(tmp_path: Path) -> None:
-    config = search_config(tmp_path, {"num_samples": 4, "scheduler": "none"}, data={"delay": 0.2})
+    config = search_config(tmp_path, {"num_samples": 7, "scheduler": "none"}, data={"delay": 0.3})
     search = Search(tmp_path, "--config", str(config))
     search.wait_for(" finished: ")
     other = Search(tmp_path, "--resume", str(directory(tmp_path)))
     other.wait(2)
     assert f"process {search.process.pid} on" in other.log and "is still working on" in other.log
     search.wait()
-    assert len(results(directory(tmp_path))) == 4
+    assert len(results(directory(tmp_path))) == 7
 
 
 def test_earlier_trials_are_known_points_and_mlflow_has_all(tmp_path: Path) -> None:
