@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,14 +152,15 @@ def watch(process: subprocess.Popen[bytes]) -> tuple[float, list[float]]:
     memory: list[float] = []
     root = psutil.Process(process.pid)
     while process.poll() is None:
-        try:
+        members: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):  # it may end between two looks
             if resident := root.memory_info().rss:  # 0 of one that has just ended
                 memory.append(resident / 1e6)
-            for member in [root, *root.children(recursive=True)]:
+            members = [root, *root.children(recursive=True)]
+        for member in members:
+            with suppress(psutil.NoSuchProcess):  # the others are counted all the same
                 times = member.cpu_times()
                 spent[member.pid, member.create_time()] = times.user + times.system
-        except psutil.Error:
-            pass  # ended between two looks
         time.sleep(0.1)
     return sum(spent.values()), memory
 

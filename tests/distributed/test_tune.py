@@ -317,6 +317,15 @@ def test_a_wish_to_stop_after_the_search_is_answered_too(tmp_path: Path) -> None
     assert json.loads((directory(tmp_path) / "search.json").read_text())["status"] == "interrupted"
 
 
+def test_what_is_no_search_can_not_be_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--resume", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"trainer: error: --resume {tmp_path / 'none'}: no such directory\n"
+    (tmp_path / "toy" / "tune-1").mkdir(parents=True)
+    (tmp_path / "toy" / "tune-1" / "search.json").write_text("{}")
+    assert main(["tune", "--resume", str(tmp_path / "toy")]) == 2
+    assert f"its newest is {tmp_path / 'toy' / 'tune-1'}" in capsys.readouterr().err
+
+
 def test_a_second_process_on_a_search_is_refused(tmp_path: Path) -> None:
     config = search_config(tmp_path, {"num_samples": 7, "scheduler": "none"}, data={"delay": 0.3})
     search = Search(tmp_path, "--config", str(config))

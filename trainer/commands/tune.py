@@ -90,8 +90,11 @@ def _check(args: argparse.Namespace) -> None:
 def _config(args: argparse.Namespace) -> RunConfig:
     """The config of the search, checked to have something to vary."""
     from trainer.load import load
+    from trainer.search.folder import require_search
     from trainer.search.rules import objectives_of
 
+    if args.resume:
+        require_search(Path(args.resume))
     values = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     overrides = [*args.overrides, *(f"tune.{name}={value}" for name, value in values.items())]
     source = str(Path(args.resume, "base.yaml")) if args.resume else args.config or SHIPPED

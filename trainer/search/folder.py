@@ -60,8 +60,7 @@ class SearchFolder:
     def open(cls, path: str | Path) -> SearchFolder:
         """Lock the search at `path`, to go on with it. UserError where it is none, or another process works on it."""
         folder = Path(path)
-        if not (folder / "search.json").is_file():
-            raise UserError(_no_search(folder))
+        require_search(folder)
         record = read_record(folder)
         if record["format_version"] > FORMAT_VERSION:
             raise UserError(f"{folder} was written by a newer version of trainer: go on with that one")
@@ -105,6 +104,12 @@ class SearchFolder:
     def _write(self, record: dict[str, Any]) -> None:
         data = json.dumps({**record, "updated": _now()}, indent=2) + "\n"
         write_atomically(self.path / "search.json", data.encode())
+
+
+def require_search(folder: Path) -> None:
+    """UserError where `folder` is not the directory of a search."""
+    if not (folder / "search.json").is_file():
+        raise UserError(_no_search(folder))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
