@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from recipes.metrics.classification import ClassificationMetrics
 from recipes.vision.images import ImageData, ImageInfo
 from recipes.vision.mixing import mix
+from serving.signature import Field, Signature
 from trainer.errors import UserError
-from trainer.task import Batch, Metrics, Task
+from trainer.task import Batch, Metrics, Servable, Task
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,30 @@ class ImageClassification(Task):
         if len(batch["label"]):
             metrics.update(self._logits(model, self._normalise(batch["image"])), batch["label"])
 
+    def servable(self) -> Servable:
+        data: Any = self.data
+        if not (hasattr(data, "preprocessing") and hasattr(data, "request")):
+            raise UserError(
+                f"data: {type(data).__module__} does not say how a client's picture becomes an input: give it "
+                "`preprocessing` and `request`, see recipes/vision/images.py"
+            )
+        info, preprocessing = self.data.info, data.preprocessing()
+        pixel = "0..255" if preprocessing["dtype"] == "uint8" else "as the pipeline makes it"
+        shape = (-1, info.channels, info.height, info.width)
+        return Servable(
+            module=Served(self),
+            signature=Signature(
+                inputs=(Field("image", preprocessing["dtype"], shape, f"pixel value {pixel}"),),
+                outputs=(Field("scores", "float32", (-1, info.num_classes), "probability"),),
+                labels=info.class_names,
+            ),
+            preprocessing=preprocessing,
+            postprocessing={"kind": "classification"},
+            inputs=lambda batch: (batch["image"],),
+            answer=lambda model, batch: (self._logits(model, self._normalise(batch["image"])).float().softmax(1),),
+            request=data.request,
+        )
+
     def _normalise(self, images: Tensor) -> Tensor:
         """(x / 255 - mean) / std on the device; floating-point pictures were normalised by their pipeline."""
         if images.dtype != torch.uint8:
@@ -115,6 +140,26 @@ class ImageClassification(Task):
             logits.float(), labels, weights, reduction="sum", label_smoothing=self._config.label_smoothing
         )
         return loss, len(labels) if weights is None else float(weights[labels].sum())
+
+
+class Served(nn.Module):
+    """Pictures [N, C, H, W] as the data set gives them, to probabilities [N, num_classes]."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, task: ImageClassification) -> None:
+        super().__init__()
+        self.model = task.model
+        self.register_buffer("scale", task._scale[0, :, 0, 0, None, None].clone())
+        self.register_buffer("shift", task._shift[0, :, 0, 0, None, None].clone())
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.dtype == torch.uint8:
+            image = torch.addcmul(self.shift, image.float(), self.scale)
+        weights = next(self.model.parameters(), self.scale)
+        logits: Tensor = self.model(image.to(weights.dtype))
+        return logits.float().softmax(1)
 
 
 def build(config: Config, model: ModelComponent, data: ImageData) -> ImageClassification:

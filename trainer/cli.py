@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import trainer
+from serving.errors import ServingError
 from trainer.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER, ConfigError, Followed, Preempted, TrainerError, UserError
 
 COMMANDS = Path(__file__).parent / "commands"
@@ -54,7 +55,7 @@ def report(error: BaseException, as_json: bool, debug: bool) -> int:
         except OSError:
             # The disk of the log is full: nobody can be told here (run.json says it). Python would try again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    return error.exit_code if isinstance(error, TrainerError) else EXIT_FAILURE
+    return error.exit_code if isinstance(error, TrainerError | ServingError) else EXIT_FAILURE
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -154,13 +155,13 @@ def _help() -> str:
 def _print_error(error: BaseException, as_json: bool, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, TrainerError):
+    if isinstance(error, TrainerError | ServingError):
         _report(error, as_json)
     else:
         _report_failure(error, as_json, debug)
 
 
-def _report(error: TrainerError, as_json: bool) -> None:
+def _report(error: TrainerError | ServingError, as_json: bool) -> None:
     problems = error.problems if isinstance(error, ConfigError) else []
     label = "preempted" if isinstance(error, Preempted) else "error"
     rank = os.environ.get("RANK", "0")

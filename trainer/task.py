@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trainer.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+    from serving.signature import Signature
 
 Batch = dict[str, Any]
 """Tensors by name, first dimension the sample, plus `bad`: a list of `(index, reason)` for samples that
@@ -165,6 +169,25 @@ class Pretrained(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Servable:
+    """What `trainer export` makes a bundle of: a program, and how samples come to it."""
+
+    module: torch.nn.Module
+    """Takes tensors in the signature's order, gives a tensor or a tuple of them in its order; holds `task.model`."""
+    signature: Signature
+    preprocessing: dict[str, Any]
+    """From a client's sample to the program's inputs: `kind` is a module of `serving.inputs`, the rest its options."""
+    postprocessing: dict[str, Any]
+    """`kind` is a module of `serving.outputs`."""
+    inputs: Callable[[Batch], tuple[torch.Tensor, ...]]
+    """What the program takes, out of an evaluation batch on the device."""
+    answer: Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, ...]]
+    """The evaluation's own answers to a batch, by the model that it evaluates, in the order of the outputs."""
+    request: Callable[[str, int], Any]
+    """(split, index) -> the sample as a client would send it: plain data for JSON."""
+
+
 class Task(ABC):
     """What is learnt: a model, its data, its loss, its metrics. One task is built per process."""
 
@@ -200,6 +223,12 @@ class Task(ABC):
     def compare_answers(self, answers: list[dict[str, Any]], before: Path) -> list[Difference]:
         """What has changed since `judge` wrote into `before`, if it did. Rank 0 only."""
         return []
+
+    def servable(self) -> Servable:
+        """How this task is served. Raises UserError where it does not say."""
+        raise UserError(
+            f"recipe: {type(self).__module__} does not say how it is served: give its task a method `servable`"
+        )
 
     @abstractmethod
     def metrics(self, device: torch.device) -> Metrics:

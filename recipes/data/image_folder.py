@@ -62,9 +62,7 @@ def _build(config: Config, seed: int, class_names: tuple[str, ...], files: Mappi
     view = View(transform, size, 1.0 if transform else CROP)
     datasets = {name: FolderDataset(files[name], view, config.channels, seed) for name in files if name != "train"}
     datasets["train"] = train
-    evaluated = datasets.get("val") or (
-        train if transform is None else FolderDataset(files["train"], view, config.channels, seed)
-    )
+    evaluated = datasets.get("val") or FolderDataset(files["train"], view, config.channels, seed)
     height, width, _ = evaluated.shape
     info = ImageInfo(
         class_names=class_names,
@@ -75,7 +73,7 @@ def _build(config: Config, seed: int, class_names: tuple[str, ...], files: Mappi
         mean=per_channel(config.mean, config.channels, "data.mean"),
         std=per_channel(config.std, config.channels, "data.std"),
     )
-    return FolderData(info, files, datasets, partial(_build, config, seed, class_names))
+    return FolderData(info, files, datasets, evaluated, partial(_build, config, seed, class_names))
 
 
 def _find_splits(config: Config) -> tuple[tuple[str, ...], dict[str, Files]]:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from recipes.vision.augment import Entry, Pipeline
-from recipes.vision.decode import UnreadableImage
 from recipes.vision.images import ImageInfo, ImageSplits, per_channel
+from serving.pictures import UnreadableImage, stretch
 from trainer.errors import UserError
 from trainer.task import Batch, Pool, sample_seed
 
@@ -55,13 +54,26 @@ class ArrayDataset:
         if self._pipeline is not None and len(index):
             pixels = self._transform(self._pipeline, pixels, index, epoch)
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        if self._image_size is not None and len(index) and images.shape[2:] != (self._image_size, self._image_size):
-            images = F.interpolate(images, (self._image_size, self._image_size), mode="bilinear", antialias=True)
+        if self._image_size is not None:
+            images = stretch(images, (self._image_size, self._image_size))
         return {
             "image": images,
             "label": torch.from_numpy(self.labels[index]),
             "index": torch.from_numpy(index),
             "bad": [],
+        }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How a picture becomes an input, see `serving.inputs.picture.Spec`."""
+        image: NDArray[Any] = self.batch([0], 0)["image"].numpy()
+        return {
+            "kind": "picture",
+            "channels": self._channels,
+            "height": image.shape[2],
+            "width": image.shape[3],
+            "resize": "none" if self._image_size is None else "stretch",
+            "dtype": str(image.dtype),
+            "transform": self._pipeline.serialised() if self._pipeline is not None else None,
         }
 
     def _transform(self, pipeline: Pipeline, pixels: Pixels, index: Labels, epoch: int) -> Pixels:
@@ -87,7 +99,15 @@ class ArraySplits(ImageSplits):
 
     arrays: Mapping[str, tuple[Pixels, Labels]]
     """Pictures and labels of each split."""
+    evaluated: ArrayDataset
+    """Some split, seen as at evaluation."""
     rebuild: Callable[[Mapping[str, tuple[Pixels, Labels]]], ArraySplits]
+
+    def preprocessing(self) -> dict[str, Any]:
+        return self.evaluated.preprocessing()
+
+    def request(self, split: str, index: int) -> Any:
+        return self.arrays[split][0][index].tolist()
 
     def pool(self, group_by: str | None) -> Pool:
         if group_by is not None:
@@ -154,7 +174,7 @@ def build_splits(
         mean=per_channel(mean, channels, "data.mean"),
         std=per_channel(std, channels, "data.std"),
     )
-    return ArraySplits(info, _fingerprint(splits), datasets, splits, rebuild)
+    return ArraySplits(info, _fingerprint(splits), datasets, splits, evaluated, rebuild)
 
 
 def _fingerprint(splits: Mapping[str, tuple[Pixels, Labels]]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from recipes.vision.decode import Picture, UnreadableImage, opencv
 from recipes.vision.suggest import did_you_mean
+from serving.pictures import Picture, UnreadableImage, opencv
 from trainer.errors import UserError
 
 Entry = str | dict[str, Any]
@@ -42,6 +42,11 @@ class Pipeline:
         self._compose = library.Compose(steps, is_check_shapes=False)
         # One pair of generators for all transforms, set anew for each sample: 12 µs, where set_random_seed takes 100.
         self._compose.set_random_state(np.random.Generator(self._numpy), self._python)
+
+    def serialised(self) -> dict[str, Any]:
+        """Plain data of which albumentations makes the same transforms."""
+        found: dict[str, Any] = self._compose.to_dict()
+        return found
 
     def __call__(self, image: Picture, seed: int) -> Picture:
         """Transform [height, width, channels]; the same image and 64-bit seed give the same result everywhere.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from recipes.vision.augment import Pipeline
-from recipes.vision.decode import Picture, UnreadableImage, centre_crop, decode
 from recipes.vision.files import Files, fingerprint, join
 from recipes.vision.images import ImageInfo
+from serving.pictures import Picture, UnreadableImage, centre_crop, decode
 from trainer.errors import UserError
 from trainer.task import Batch, Dataset, Pool, sample_seed
 
@@ -75,13 +76,30 @@ class FolderDataset:
             "bad": bad,
         }
 
-    def _input(self, index: int, epoch: int) -> Picture:
+    def read(self, index: int) -> bytes:
+        """The file of a sample. Raises UnreadableImage."""
         try:
             with open(self._files.path(index), "rb", buffering=0) as file:
-                data = file.read()
+                return file.read()
         except OSError as error:
             raise UnreadableImage(f"cannot be read: {error.strerror}") from error
-        return self._view(decode(data, self._channels), sample_seed(self._seed, epoch, index))
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How a file becomes an input, see `serving.inputs.picture.Spec`."""
+        view = self._view
+        return {
+            "kind": "picture",
+            "channels": self._channels,
+            "height": self.shape[0],
+            "width": self.shape[1],
+            "resize": "none" if view.size is None else "crop",
+            "fraction": view.fraction,
+            "dtype": str(self._dtype),
+            "transform": view.pipeline.serialised() if view.pipeline is not None else None,
+        }
+
+    def _input(self, index: int, epoch: int) -> Picture:
+        return self._view(decode(self.read(index), self._channels), sample_seed(self._seed, epoch, index))
 
     def _probe(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
         found: Picture | None = None
@@ -115,7 +133,17 @@ class FolderData:
     info: ImageInfo
     files: Mapping[str, Files]
     datasets: Mapping[str, Dataset]
+    evaluated: FolderDataset
+    """Some split, seen as at evaluation."""
     rebuild: Callable[[Mapping[str, Files]], FolderData]
+
+    def preprocessing(self) -> dict[str, Any]:
+        return self.evaluated.preprocessing()
+
+    def request(self, split: str, index: int) -> Any:
+        dataset = self.datasets[split]
+        assert isinstance(dataset, FolderDataset)
+        return {"b64": b64encode(dataset.read(index)).decode("ascii")}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from trainer.errors import UserError
 from trainer.task import Data, Dataset
@@ -37,6 +37,18 @@ class ImageData(Data, Protocol):
 
     @property
     def info(self) -> ImageInfo: ...
+
+
+class ServableImages(ImageData, Protocol):
+    """Pictures that a server can be sent, too: what `trainer export` needs of a data set."""
+
+    def preprocessing(self) -> dict[str, Any]:
+        """How a picture becomes an evaluation input, see `serving.inputs.picture.Spec`."""
+        ...
+
+    def request(self, split: str, index: int) -> Any:
+        """A sample of a split as a client would send it, see `serving.inputs.picture`."""
+        ...
 
 
 @dataclass(frozen=True)

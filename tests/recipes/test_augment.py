@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recipes.vision.augment import Pipeline
-from recipes.vision.decode import UnreadableImage
+from serving.pictures import UnreadableImage
 from trainer.errors import UserError
 from trainer.task import sample_seed
 

@@ -1,20 +1,31 @@
-"""From the bytes of a picture's file to pixels, by OpenCV."""
+"""From the bytes of a picture's file to the pixels that a model sees: the same code in training and in serving."""
 
 from __future__ import annotations
 
 import functools
+import os
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Picture = NDArray[Any]
 """[height, width, channels], uint8 as decoded; float32 where a pipeline makes it so."""
+MAX_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS"
+"""OpenCV's own bound on what it decodes, read from the environment when it is imported."""
 
 
 class UnreadableImage(Exception):
     """A picture that cannot be used; the text says why."""
+
+
+def limit_pixels(count: int) -> None:
+    """Refuse pictures of more pixels than that before they are decoded. Call it before the first picture."""
+    os.environ[MAX_PIXELS] = str(count)
 
 
 @functools.cache
@@ -70,3 +81,12 @@ def centre_crop(image: Picture, size: tuple[int, int], fraction: float) -> Pictu
     # Averaging over the area keeps a smaller picture free of aliasing, as Pillow's resize does.
     resized = cv2.resize(crop, size[::-1], interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR)
     return resized if resized.ndim == 3 else resized[..., None]  # type: ignore[no-any-return]
+
+
+def stretch(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale [N, C, H, W] to `size` (height, width), whatever its proportions; as it is where it has that size."""
+    from torch.nn import functional as F
+
+    if tuple(images.shape[2:]) == size or not len(images):
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)

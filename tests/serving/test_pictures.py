@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.vision.decode import UnreadableImage, centre_crop, decode, opencv
+from serving.pictures import UnreadableImage, centre_crop, decode, opencv
 
 RED, GREEN, BLUE, YELLOW = (250, 10, 10), (10, 250, 10), (10, 10, 250), (200, 200, 10)
 

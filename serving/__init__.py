@@ -1,0 +1,1 @@
+"""What happens after the training: bundles, their server, rollouts. Imports neither `trainer` nor `recipes`."""

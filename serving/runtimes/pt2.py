@@ -1,0 +1,37 @@
+"""A program exported by `torch.export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from serving.bundle import Bundle
+from serving.errors import BadBundle
+from serving.runtimes import Run
+
+
+def load(path: Path, bundle: Bundle, threads: int, device: str) -> Run:
+    """Raises BadBundle for a file that is no exported program."""
+    torch.set_num_threads(threads)
+    try:
+        module = torch.export.load(path).module()
+    except Exception as error:  # whatever the loader meets is about this file
+        text = str(error).partition("\n")[0]
+        raise BadBundle(f"{path}: is no program of torch.export ({type(error).__name__}: {text})") from error
+    return on_torch(module.to(device), device)
+
+
+def on_torch(module: torch.nn.Module, device: str) -> Run:
+    """Run a module that takes tensors and gives a tensor or a tuple of them."""
+
+    def run(inputs: list[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(array).to(device) for array in inputs]
+            outputs = module(*tensors)
+            outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+            return [output.cpu().numpy() for output in outputs]
+
+    return run
