@@ -23,6 +23,7 @@ import pytest
 from documents import BY_MAKE, PAGES, Block, Command, blocks, commands, matches, shown
 from harness import ROOT, environment
 from processes import ForkServer, wait_until
+from reading import PROGRAMS, UP, Servers
 
 from trainer import cli, config
 from trainer.commands import finetune_lora
@@ -96,6 +97,7 @@ class Reader:
         generate_fashion(folder / "fashion")
         self.here = {"/data/imagenet": "data/flowers", "/usr/share/datasets/fashion-mnist": "fashion"}
         self.not_run = 0
+        self.servers = Servers(folder)
 
     def follow(self) -> None:
         for block in blocks(self.page):
@@ -126,10 +128,14 @@ class Reader:
         program = words[0]
         if shown(command) in BY_MAKE.get(self.page.name, []):
             return
-        if program == "trainer":
-            self.trainer(command, words[1:])
+        if mark == UP:
+            self.servers.start(command, words)
+        elif program == "trainer":
+            self.trainer(command, [self.servers.localised(word) for word in words[1:]])
         elif program == "torchrun":
             self.torchrun(command, words[1:])
+        elif program in PROGRAMS:
+            self.servers.run(command, words)
         else:
             assert (program, mark) == ("mlflow", "served"), f"{command.place}: nobody knows how to run {program}"
             self.serve(words[1:])
@@ -240,7 +246,10 @@ def test_every_command_and_example_of_a_page_works(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     reader = Reader(tmp_path, page, server)
-    reader.follow()
+    try:
+        reader.follow()
+    finally:
+        reader.servers.stop()
     assert reader.not_run == NOT_RUN.get(page.name, 0)
 
 
@@ -325,4 +334,5 @@ def test_config_page_lists_the_common_keys_as_they_are() -> None:
 
 def test_nothing_is_marked_that_is_not_counted() -> None:
     marks = [block.mark for page in PAGES for block in blocks(page) if block.mark]
+    marks = [mark for mark in marks if mark != UP]
     assert sorted(marks) == ["served", *(["not run: "] * sum(NOT_RUN.values()))]
