@@ -91,7 +91,12 @@ class Predictor:
         deviation = 0.0
         for start in range(0, len(requests), REPLAY_BATCH):
             part = slice(start, start + REPLAY_BATCH)
-            samples = [self.input.parse(request, f"golden[{start + i}]") for i, request in enumerate(requests[part])]
+            try:
+                samples = [
+                    self.input.parse(request, f"golden[{start + i}]") for i, request in enumerate(requests[part])
+                ]
+            except BadInput as error:
+                raise BadBundle(f"{self.bundle.path}: {golden.file}: {error}") from error
             for answer, wanted in zip(self.predict(samples), expected[part], strict=True):
                 if isinstance(answer, Exception):
                     raise BadBundle(f"{self.bundle.path}: a golden request can't be answered: {answer}") from answer
