@@ -1,0 +1,111 @@
+"""The zygote, seen from the front: one for all models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+
+import msgspec
+
+from serving.errors import ServingError
+from serving.pictures import MAX_PIXELS
+from serving.workers import kinship
+from serving.workers.zygote import Order
+
+END_SECONDS = 5.0
+
+
+class Nursery:
+    """Has workers forked; starts the zygote, and starts it again where it was killed."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    @classmethod
+    def open(cls, max_pixels: int) -> Nursery:
+        """Start it; returns at once, while the zygote imports.
+
+        This process becomes the parent of the workers. Call it on the thread that lives as long as the process.
+
+        Args:
+            max_pixels: pictures of more are refused undecoded.
+        """
+        kinship.adopt_orphans()
+        nursery = cls(max_pixels)
+        nursery._start()
+        return nursery
+
+    @property
+    def pid(self) -> int | None:
+        """Of the zygote."""
+        return self._process.pid if self._process is not None else None
+
+    def fork(self, end: socket.socket, modules: list[str]) -> None:
+        """A new worker at the other end of `end`, which stays the caller's to close.
+
+        Whether it comes to life is told there. Raises OSError where no process can be started.
+        """
+        order = msgspec.json.encode(Order(modules))
+        try:
+            self._send(order, end)
+        except (BrokenPipeError, ConnectionError):
+            self._start()
+            self._send(order, end)
+
+    async def close(self) -> None:
+        """End the zygote; workers live on."""
+        self._let_go()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            await asyncio.wait_for(_ended(process), END_SECONDS)
+        except TimeoutError:  # in an import that hangs
+            process.kill()
+            await _ended(process)
+
+    def _send(self, order: bytes, end: socket.socket) -> None:
+        if self._control is None:
+            raise ServingError("the nursery is closed")
+        socket.send_fds(self._control, [order], [end.fileno()])
+
+    def _let_go(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+
+    def _start(self) -> None:
+        self._let_go()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "serving.workers.zygote", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**_PREFERRED, **os.environ, **_NEEDED, MAX_PIXELS: str(self._max_pixels), "PYTHONPATH": path},
+            )
+        ours.setblocking(False)
+        self._control = ours
+
+
+# Threads that spin while they wait for work take the cores that the front and other workers need.
+_PREFERRED = {"OMP_WAIT_POLICY": "PASSIVE"}
+_NEEDED = {
+    # numpy's own pool: its threads would be started by the import, and the model does not run in numpy.
+    "OPENBLAS_NUM_THREADS": "1",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        await asyncio.sleep(0.01)
