@@ -73,7 +73,7 @@ class Crew:
                 await (await self._spawn(verify=True)).verified()
                 for _ in range(self._settings.workers - 1):
                     await self._spawn(verify=False)
-                await asyncio.gather(*(worker.ready() for worker in self.workers))
+                ready = await asyncio.gather(*(worker.ready() for worker in self.workers))
         except BaseException as error:
             await asyncio.gather(*(worker.kill() for worker in self.workers))
             if isinstance(error, StartFailed):
@@ -83,6 +83,7 @@ class Crew:
                 limit = self._settings.start_seconds
                 raise ServingError(f"{self._bundle.path}: its workers did not come up in {limit:g} s") from error
             raise
+        self._nursery.learn(ready[0].modules)
         for place in range(len(self.workers)):
             self._observer.worker(self._name, "up", f"process {self.workers[place].pid}")
             self._keepers.append(asyncio.create_task(self._keep(place)))
@@ -159,6 +160,10 @@ def largest_batch(bundle: Bundle, settings: Settings) -> int:
     return min(settings.max_batch, bundle.program.max_batch or settings.max_batch)
 
 
+_HEAVY = {"pt2": ["torch.export.pt2_archive._package"]}
+"""What `torch.export.load` imports when it is first called: 2 s that the zygote takes while nobody waits."""
+
+
 def modules_for(bundle: Bundle) -> list[str]:
     """What a worker of this bundle imports, for the zygote to import once."""
     kinds = [
@@ -167,4 +172,5 @@ def modules_for(bundle: Bundle) -> list[str]:
         ("outputs", bundle.postprocessing.get("kind")),
     ]
     here = Path(__file__).parents[1]
-    return [f"serving.{room}.{kind}" for room, kind in kinds if (here / room / f"{kind}.py").is_file()]
+    found = _HEAVY.get(bundle.program.runtime, [])
+    return found + [f"serving.{room}.{kind}" for room, kind in kinds if (here / room / f"{kind}.py").is_file()]

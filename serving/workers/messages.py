@@ -83,7 +83,10 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
 
     seconds: float
     deviation: float
+    """Largest of the golden requests' answers."""
     count: int
+    modules: list[str]
+    """Imported since it was forked, in that order: the next worker need not."""
 
 
 class Refused(msgspec.Struct, tag="refused", array_like=True):

@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import msgspec
 
 from serving.errors import ServingError
 from serving.pictures import MAX_PIXELS
 from serving.workers import kinship
-from serving.workers.zygote import Order
+from serving.workers.zygote import NAMES_AT_ONCE, Order
 
 END_SECONDS = 5.0
 
@@ -25,6 +26,8 @@ class Nursery:
         self._max_pixels = max_pixels
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._known: dict[str, None] = {}
+        """Modules that the zygote was told to import."""
 
     @classmethod
     def open(cls, max_pixels: int) -> Nursery:
@@ -50,12 +53,24 @@ class Nursery:
 
         Whether it comes to life is told there. Raises OSError where no process can be started.
         """
-        order = msgspec.json.encode(Order(modules))
+        self.learn(modules)
+        order = msgspec.json.encode(Order([]))
         try:
             self._send(order, end)
         except (BrokenPipeError, ConnectionError):
+            known, self._known = self._known, {}
             self._start()
+            self.learn(list(known))
             self._send(order, end)
+
+    def learn(self, modules: list[str]) -> None:
+        """What a worker had to import itself: the next one will have it."""
+        new = [name for name in modules if name not in self._known]
+        self._known.update(dict.fromkeys(new))
+        if new and self._control is not None:
+            with suppress(OSError):  # it is only quicker
+                for start in range(0, len(new), NAMES_AT_ONCE):
+                    self._control.send(msgspec.json.encode(Order(new[start : start + NAMES_AT_ONCE])))
 
     async def close(self) -> None:
         """End the zygote; workers live on."""
@@ -100,6 +115,8 @@ class Nursery:
 # Threads that spin while they wait for work take the cores that the front and other workers need.
 _PREFERRED = {"OMP_WAIT_POLICY": "PASSIVE"}
 _NEEDED = {
+    # A pool of threads would not survive the fork; a worker sets its own number.
+    "OMP_NUM_THREADS": "1",
     # numpy's own pool: its threads would be started by the import, and the model does not run in numpy.
     "OPENBLAS_NUM_THREADS": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",

@@ -63,6 +63,7 @@ def work(end: socket.socket) -> int:
         order = channel.receive()
         if order is None or not isinstance(order[0], Load):
             return 0
+        os.environ["OMP_NUM_THREADS"] = str(order[0].threads)
         predictor = _prepare(order[0], channel)
         if predictor is None:
             return 0
@@ -74,6 +75,7 @@ def work(end: socket.socket) -> int:
 
 def _prepare(load: Load, channel: Channel) -> Predictor | None:
     started = time.perf_counter()
+    inherited = set(sys.modules)
     try:
         bundle = Bundle.read(load.path)
         if bundle.version != load.version:
@@ -99,7 +101,8 @@ def _prepare(load: Load, channel: Channel) -> Predictor | None:
         return None
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection needs to look at it again
-    channel.send(encode(Ready(time.perf_counter() - started, replay.deviation, replay.count)))
+    imported = [name for name in sys.modules if name not in inherited]
+    channel.send(encode(Ready(time.perf_counter() - started, replay.deviation, replay.count, imported)))
     return predictor
 
 

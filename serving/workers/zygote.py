@@ -21,47 +21,50 @@ import msgspec
 from serving.workers import kinship
 from serving.workers.messages import Refused, encode
 
-ORDER_BYTES = 1 << 16
+ORDER_BYTES = 1 << 17
+NAMES_AT_ONCE = 1000
+"""Modules in one order, which is one packet."""
 
 
 class Order(msgspec.Struct):
-    """Fork a worker."""
+    """Import, and fork a worker where a socket comes with the order."""
 
     modules: list[str]
-    """Imported first, here, so that the next worker has them."""
+    """What workers need. One that can't be imported here is left to them, who can say what they needed it for."""
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Import, then fork on demand."""
+    """Import, then obey."""
     kinship.die_with(parent)
     kinship.ignore_the_terminal()
     control = socket.socket(fileno=descriptor)
-    importlib.import_module("serving.workers.process")
+    _import(["serving.workers.process"])
     decoder = msgspec.json.Decoder(Order)
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, ORDER_BYTES, 1)
         if not data:
             return
-        with socket.socket(fileno=descriptors[0]) as end:
-            _obey(decoder.decode(data), end, control, parent)
+        _import(decoder.decode(data).modules)
+        for number in descriptors:
+            with socket.socket(fileno=number) as end:
+                _obey(end, control, parent)
 
 
-def _obey(order: Order, end: socket.socket, control: socket.socket, front: int) -> None:
-    try:
-        for name in order.modules:
-            if name not in sys.modules:
-                _import(name)
-        _fork(end, control, front)
-    except Exception as error:  # a library that is missing or broken, or no memory for a process: the front decides
-        reason = f"can't start a worker: {type(error).__name__}: {error}".partition("\n")[0]
-        with suppress(OSError):
-            end.sendall(encode(Refused(reason, False)))
-
-
-def _import(name: str) -> None:
-    importlib.import_module(name)
+def _import(names: list[str]) -> None:
+    for name in names:
+        if name not in sys.modules:
+            with suppress(Exception):
+                importlib.import_module(name)
     gc.collect()
     gc.freeze()  # or each worker would copy all of this memory, only to look for garbage in it
+
+
+def _obey(end: socket.socket, control: socket.socket, front: int) -> None:
+    try:
+        _fork(end, control, front)
+    except OSError as error:
+        with suppress(OSError):
+            end.sendall(encode(Refused(f"can't start a worker: {error.strerror or error}", False)))
 
 
 def _fork(end: socket.socket, control: socket.socket, front: int) -> None:
