@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -17,6 +19,8 @@ from serving.workers import kinship
 from serving.workers.zygote import NAMES_AT_ONCE, Order
 
 END_SECONDS = 5.0
+INSIDE = "SERVING_WORKER"
+"""Environment variable that is set in the zygote and the workers."""
 
 
 class Nursery:
@@ -37,7 +41,13 @@ class Nursery:
 
         Args:
             max_pixels: pictures of more are refused undecoded.
+
+        Raises:
+            ServingError: this process is a zygote or a worker itself.
         """
+        if INSIDE in os.environ:
+            # What is imported there may be a program that is not meant to be: it would start itself over and over.
+            raise ServingError("a worker of the server starts a server: is a script named like a module?")
         kinship.adopt_orphans()
         nursery = cls(max_pixels)
         nursery._start()
@@ -99,14 +109,13 @@ class Nursery:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "serving.workers.zygote", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**_PREFERRED, **os.environ, **_NEEDED, MAX_PIXELS: str(self._max_pixels), "PYTHONPATH": path},
+                env={**_PREFERRED, **os.environ, **_NEEDED, **_path(), MAX_PIXELS: str(self._max_pixels)},
             )
         ours.setblocking(False)
         self._control = ours
@@ -115,12 +124,21 @@ class Nursery:
 # Threads that spin while they wait for work take the cores that the front and other workers need.
 _PREFERRED = {"OMP_WAIT_POLICY": "PASSIVE"}
 _NEEDED = {
+    INSIDE: "1",
     # A pool of threads would not survive the fork; a worker sets its own number.
     "OMP_NUM_THREADS": "1",
     # numpy's own pool: its threads would be started by the import, and the model does not run in numpy.
     "OPENBLAS_NUM_THREADS": "1",
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }
+
+
+def _path() -> dict[str, str]:
+    """Where the zygote finds this package; not the folder of the program that runs here, nor the current one."""
+    root = str(Path(__file__).parents[2])
+    if root in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:
