@@ -105,7 +105,7 @@ class App:
             asked = parse(request, codec, self.rules.most_instances)
             outcome.count = len(asked.samples)
             rows = await route.model.predict(asked.samples, self._deadline(request))
-            predict.settle(rows)
+            predict.settle(rows, codec)
             response, outcome.predictions = render(asked, rows, codec)
             status = response.status
         except Exception as error:

@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
             self._feed(data)
 
     def eof_received(self) -> bool:
-        # Closed by the client, or its sending side alone: the two look alike, and dead requests must not fill the queue.
+        # Closed, or its sending side alone: the two look alike, and dead requests must not fill the queue.
         return False
 
     def pause_writing(self) -> None:

@@ -72,7 +72,7 @@ class Metrics:
     """All families, and the workers' observer."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a series more for each child, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a series more for each child, which nobody asks for
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

@@ -15,7 +15,7 @@ from serving.front.http import JSON, Request, Response
 from serving.front.metrics import CONTENT_TYPE
 from serving.front.refusal import Form, Refusal
 from serving.front.routes import Endpoints, Guard, Route, Routes
-from serving.front.served import Served, is_language
+from serving.front.served import is_language
 
 HTML = b"text/html; charset=utf-8"
 PAGE_POLICY = b"content-security-policy: default-src 'self' 'unsafe-inline'; frame-ancestors 'none'\r\n"

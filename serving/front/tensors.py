@@ -62,7 +62,7 @@ def read_array(
         if len(binary) != wanted:
             raise Refusal(400, f"{len(binary)} bytes; {dtype} {shape} takes {wanted}", f"{where}.data")
         if dtype == "bool":
-            return np.frombuffer(binary, np.uint8).reshape(shape) != 0
+            return np.frombuffer(binary, np.uint8).reshape(shape).astype(np.bool_)
         return np.frombuffer(binary, np.dtype(dtype).newbyteorder("<")).reshape(shape)
     if data is None:
         raise Refusal(400, "is missing", f"{where}.data")
@@ -79,7 +79,8 @@ def read_array(
 
 def read_bytes(data: memoryview, count: int, where: str) -> list[bytes]:
     """The elements of a BYTES tensor: each with its length, four bytes, before it. Raises Refusal."""
-    found, position = [], 0
+    found: list[bytes] = []
+    position = 0
     while position + 4 <= len(data) and len(found) < count:
         (length,) = struct.unpack_from("<I", data, position)
         position += 4 + length
