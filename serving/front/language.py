@@ -1,0 +1,73 @@
+"""Language models: `serving.language` answers, whole or as a stream; the front counts and logs it like the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from serving.front.http import JSON, Request, Response
+
+if TYPE_CHECKING:
+    from serving.front.app import App
+
+
+def takes(path: str) -> bool:
+    """Whether the path is one of OpenAI's that are answered here."""
+    from serving.language import routes
+
+    return routes.takes(path)
+
+
+async def answer(app: App, request: Request) -> None:
+    """Answer a request for a language model."""
+    from serving.language import routes
+
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()}
+    method, path, request_id = request.method.decode(), request.path.decode("ascii"), request.id.decode()
+    asked = routes.Asked(method, path, headers, request.body, request_id)
+    status, reason = 499, ""
+    try:
+        reply = await routes.answer(asked, app.served.language)
+        content_type, lines = _headers(reply.headers)
+        if isinstance(reply.body, bytes):
+            request.respond(Response(reply.status, reply.body, content_type, lines))
+        else:
+            request.start_stream(reply.status, content_type, lines)
+            await _stream(request, reply.body)
+        status = reply.status
+    except asyncio.CancelledError:
+        raise
+    except ConnectionResetError:
+        status = 499
+    except Exception as error:
+        app.report(request, error)
+        status, reason = 500, type(error).__name__
+        if request.streams:
+            request.break_off()
+        else:
+            request.respond(app.internal_error(request))
+    finally:
+        app.tell_status(request, status, reason)
+
+
+async def _stream(request: Request, parts: AsyncIterator[bytes]) -> None:
+    try:
+        async for part in parts:
+            await request.stream(part)
+        request.end_stream()
+    finally:
+        close = getattr(parts, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _headers(headers: dict[str, str]) -> tuple[bytes, bytes]:
+    """(the content type, the other headers' lines)."""
+    content_type, lines = JSON, []
+    for name, value in headers.items():
+        if name.lower() == "content-type":
+            content_type = value.encode("latin-1")
+        elif name.lower() not in ("content-length", "transfer-encoding", "connection", "date"):
+            lines.append(f"{name.lower()}: {value}\r\n".encode("latin-1"))
+    return content_type, b"".join(lines)
