@@ -107,6 +107,7 @@ class ImageClassification(Task):
             inputs=lambda batch: (batch["image"],),
             answer=lambda model, batch: (self._logits(model, self._normalise(batch["image"])).float().softmax(1),),
             request=data.request,
+            measure=_measure,
         )
 
     def _normalise(self, images: Tensor) -> Tensor:
@@ -160,6 +161,12 @@ class Served(nn.Module):
         weights = next(self.model.parameters(), self.scale)
         logits: Tensor = self.model(image.to(weights.dtype))
         return logits.float().softmax(1)
+
+
+def _measure(outputs: Sequence[Tensor], batch: Batch, metrics: Metrics) -> None:
+    """Logarithms of probabilities are as good as logits: both have the same softmax."""
+    assert isinstance(metrics, ClassificationMetrics)
+    metrics.update(outputs[0].clamp_min(torch.finfo(torch.float32).tiny).log(), batch["label"])
 
 
 def build(config: Config, model: ModelComponent, data: ImageData) -> ImageClassification:

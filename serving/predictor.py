@@ -106,7 +106,7 @@ class Predictor:
     def _answers(self, samples: list[Arrays]) -> list[Row | BadInput | Exception]:
         try:
             # In the samples' own order of memory: pictures have their channels innermost.
-            stacked = self.run_batch([_stack(arrays) for arrays in zip(*samples, strict=True)])
+            stacked = self.run_batch([stack(arrays) for arrays in zip(*samples, strict=True)])
         except Exception as error:  # of the program: find out whose sample it is
             if len(samples) == 1:
                 return [error]
@@ -161,7 +161,7 @@ def _alike(ready: list[tuple[int, Arrays]], most: int | None) -> list[list[tuple
     return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
 
 
-def _stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def stack(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """[N, ...], laid out in memory as each of them is."""
     first = arrays[0]
     if first.ndim == 3 and not first.flags.c_contiguous and first.transpose(1, 2, 0).flags.c_contiguous:

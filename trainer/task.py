@@ -186,6 +186,9 @@ class Servable:
     """The evaluation's own answers to a batch, by the model that it evaluates, in the order of the outputs."""
     request: Callable[[str, int], Any]
     """(split, index) -> the sample as a client would send it: plain data for JSON."""
+    measure: Callable[[Sequence[torch.Tensor], Batch, Metrics], None] | None = None
+    """Adds a program's outputs for a batch, all on the CPU, to the metrics, as `Task.evaluate` adds the model's own;
+    without it, int8 and bf16 are compared by their answers alone."""
 
 
 class Task(ABC):
