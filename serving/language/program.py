@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import warnings
@@ -41,6 +42,8 @@ class Program:
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             first = str(error).strip().partition("\n")[0]
             raise BadBundle(f"{folder}: can't be loaded ({type(error).__name__}: {first})") from error
+        # Texts are encoded in another thread than they are decoded in, and a tokenizer is not for two.
+        self._encoder = copy.deepcopy(self.tokenizer)
         self.adapters = tuple(adapters)
         self.context = _context(self.base.config.get_text_config(), folder)
         self.vocabulary = int(self.base.get_input_embeddings().weight.shape[0])
@@ -94,23 +97,23 @@ class Program:
 
     def encode(self, text: str) -> list[int]:
         """A prompt of plain text, with the special tokens that the tokenizer puts around one."""
-        return list(self.tokenizer(text).input_ids)
+        return list(self._encoder(text).input_ids)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """A conversation by the model's chat template, open for an answer.
 
         Raises BadInput for what the template refuses, e.g. a role that it does not know.
         """
-        if self.tokenizer.chat_template is None:
+        if self._encoder.chat_template is None:
             raise BadInput("messages", "this model has no chat template; use /v1/completions")
         from jinja2 import TemplateError
 
         try:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            text = self._encoder.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             first = str(error).strip().partition("\n")[0]
             raise BadInput("messages", f"the model's chat template refuses them: {first}") from error
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self._encoder(text, add_special_tokens=False).input_ids)
 
 
 def _with_adapters(base: Any, adapters: Mapping[str, Path]) -> Any:

@@ -1,7 +1,7 @@
 """Keys and values of sequences of different lengths in one batch: a row each, padded at the end to the longest.
 
-transformers' caches hold one length for all rows. Here each row has its own, so that a sequence joins and leaves between
-two tokens without moving the others.
+transformers' caches hold one length for all rows. Here each row has its own, so that a sequence joins and leaves
+between two tokens without moving the others.
 """
 
 from __future__ import annotations
