@@ -37,6 +37,7 @@ class Asked:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
