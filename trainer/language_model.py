@@ -134,14 +134,15 @@ def real_prompts(opened: Opened, count: int, max_tokens: int) -> list[torch.Tens
     """Ids [1, T] of the first conversations of the run's validation data (its training data where it has none)."""
     tokenizer = opened.task.tokenizer
     prompts = []
-    for messages in _conversations(opened.data, count):
+    for messages in conversations(opened.data, count):
         ids = render(tokenizer, messages, is_open=False)[:, :max_tokens]
         if ids.shape[1]:
             prompts.append(ids)
     return prompts
 
 
-def _conversations(data: Any, count: int) -> Iterator[list[dict[str, str]]]:
+def conversations(data: Any, count: int) -> Iterator[list[dict[str, str]]]:
+    """The first of the validation data (of the training data where there is none); fixed ones where data has none."""
     split = data.split("val") or data.split("train")
     given = 0
     for index in range(min(count, len(split)) if hasattr(split, "__getitem__") else 0):

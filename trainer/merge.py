@@ -61,14 +61,23 @@ def merge(
         raise UserError(f"{run.path}: trained without an adapter, so there is nothing to merge")
     if os.path.lexists(output):
         raise UserError(f"--output: {output} is there already; name another folder, or remove it")
-    is_quantised = config.adapter.name == "qlora"
+    chosen = chosen_base(config, into)
+    return merge_opened(open_run(run, config, which, say), run, config, output, chosen, tolerance)
+
+
+def chosen_base(config: RunConfig, into: Into | None) -> Into:
+    """The base that an adapter is put into, checked. Raises UserError."""
+    is_quantised = config.adapter is not None and config.adapter.name == "qlora"
     if into == "dequantized" and not is_quantised:
         raise UserError("--into dequantized: the base of this run was not quantised; leave --into out")
-    chosen: Into = into or ("dequantized" if is_quantised else "original")
-    opened = open_run(run, config, which, say)
+    return into or ("dequantized" if is_quantised else "original")
+
+
+def merge_opened(opened: Opened, run: Run, config: RunConfig, output: Path, chosen: Into, tolerance: float) -> Merged:
+    """`merge` for a checkpoint that is open."""
     prompts = real_prompts(opened, PROMPTS, PROMPT_TOKENS)
     trained = _logits(opened.model, prompts)
-    adapted = _at_full_precision(opened, chosen)
+    adapted = at_full_precision(opened, chosen)
     wanted = _exact_logits(adapted, prompts)
     model = adapted.merge_and_unload()
     exact = _exact_logits(model, prompts)
@@ -83,7 +92,7 @@ def merge(
     return result
 
 
-def _at_full_precision(opened: Opened, into: Into) -> Any:
+def at_full_precision(opened: Opened, into: Into) -> Any:
     """The adapter beside its base in fp32: as published, or with the values of the quantised weights."""
     from peft import PeftModel
 
@@ -97,6 +106,12 @@ def _at_full_precision(opened: Opened, into: Into) -> Any:
             model = PeftModel.from_pretrained(base, str(Path(folder) / "adapter"))
     as_usual(model)
     return model
+
+
+def drift_from_trained(opened: Opened, adapted: Any) -> float:
+    """Largest difference of a logit between this model and the run's as it was trained, on real prompts."""
+    prompts = real_prompts(opened, PROMPTS, PROMPT_TOKENS)
+    return _distance(_logits(adapted, prompts), _logits(opened.model, prompts))
 
 
 @torch.no_grad()
@@ -150,7 +165,7 @@ def _card(opened: Opened, run: Run, config: RunConfig, result: Merged) -> str:
     assert base is not None and config.adapter is not None
     head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [" + config.adapter.name + "]"]
     head += [f"license: {base.license}"] if base.license else []
-    scores = {**_last_scores(run), **opened.checkpoint.manifest.metrics}
+    scores = {**last_scores(run), **opened.checkpoint.manifest.metrics}
     lines = ["---", *head, "---", "", f"# {config.name}", ""]
     lines += [
         f"{base.name}, fine-tuned with {config.adapter.name} and merged in fp32.",
@@ -176,7 +191,8 @@ def _card(opened: Opened, run: Run, config: RunConfig, result: Merged) -> str:
     return "\n".join(lines)
 
 
-def _last_scores(run: Run) -> dict[str, float]:
+def last_scores(run: Run) -> dict[str, float]:
+    """The run's test metrics."""
     found: dict[str, float] = {}
     for entry in run.read_metrics():
         found |= {name: value for name, value in entry.items() if name.startswith("test/")}
