@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("drain-seconds", "N", "seconds to answer what was accepted, at the end"),
         ("base-image", "IMAGE", "first line of the Dockerfile (a slim Python of this version)"),
         ("host", "NAME", "host name that is served, with --expose"),
+        ("namespace", "NAME", "where the objects go, for argo-rollouts with --expose gateway"),
         ("gateway", "NAME", "the Gateway, with --expose gateway"),
         ("ingress-class", "NAME", "class of the Ingress"),
         ("ingress-namespace", "NAME", "where the ingress controller or gateway runs"),

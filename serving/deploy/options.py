@@ -40,6 +40,8 @@ class Options:
     expose: str = "none"
     """`ingress`, `gateway` or `none`."""
     host: str = "model.example.com"
+    namespace: str = "default"
+    """Where one must be named: by the plugin that splits a Gateway's traffic."""
     gateway: str = "gateway"
     """Name of the Gateway that the route belongs to."""
     ingress_class: str = "nginx"

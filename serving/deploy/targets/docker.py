@@ -33,7 +33,7 @@ def image(facts: Facts, options: Options, command: str, extra: str = "", health:
     """
     values = {
         "accelerator": _accelerator(options),
-        "base": options.base_image or _base(facts),
+        "base": options.base_image or base(facts),
         "command": command,
         "dtype": facts.dtype,
         "extra": extra,
@@ -68,7 +68,8 @@ def filled(text: str, values: dict[str, str]) -> str:
     return re.sub(r"@([a-z_]+)@", lambda found: values[found[1]], text)
 
 
-def _base(facts: Facts) -> str:
+def base(facts: Facts) -> str:
+    """A slim Python of the bundle's version. Raises Mistake where none is known."""
     if facts.python not in PYTHON:
         raise Mistake(f"no base image is known for Python {facts.python}: name one with --base-image")
     return f"python:{PYTHON[facts.python]}-slim-bookworm"
