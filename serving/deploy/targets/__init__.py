@@ -1,0 +1,1 @@
+"""One target a file, each with `render(facts, options) -> {path: text}`."""
