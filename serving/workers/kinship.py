@@ -21,10 +21,10 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends."""
+def adopt_orphans(on: bool) -> None:
+    """Become the parent of descendants whose own parent ends, or do so no longer."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def ignore_the_terminal() -> None:

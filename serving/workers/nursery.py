@@ -48,7 +48,7 @@ class Nursery:
         if INSIDE in os.environ:
             # What is imported there may be a program that is not meant to be: it would start itself over and over.
             raise ServingError("a worker of the server starts a server: is a script named like a module?")
-        kinship.adopt_orphans()
+        kinship.adopt_orphans(True)
         nursery = cls(max_pixels)
         nursery._start()
         return nursery
@@ -85,6 +85,7 @@ class Nursery:
     async def close(self) -> None:
         """End the zygote; workers live on."""
         self._let_go()
+        kinship.adopt_orphans(False)
         process, self._process = self._process, None
         if process is None:
             return
