@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import time
+from contextlib import suppress
 
 import gevent
 
@@ -15,11 +16,11 @@ ABSOLUTE = 1
 
 
 class _Timespec(ctypes.Structure):
-    _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]  # noqa: RUF012
+    _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
 
 
 class _Setting(ctypes.Structure):
-    _fields_ = [("interval", _Timespec), ("value", _Timespec)]  # noqa: RUF012
+    _fields_ = [("interval", _Timespec), ("value", _Timespec)]
 
 
 class Alarm:
@@ -43,7 +44,5 @@ class Alarm:
         setting = _Setting(_Timespec(0, 0), _Timespec(*divmod(nanoseconds, 1_000_000_000)))
         self._libc.timerfd_settime(self._fd, ABSOLUTE, ctypes.byref(setting), None)
         self._hub.wait(self._watcher)
-        try:
+        with suppress(BlockingIOError):  # woken for another reason: the caller looks at the clock
             os.read(self._fd, 8)
-        except BlockingIOError:
-            pass  # woken for another reason: the caller looks at the clock

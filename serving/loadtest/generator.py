@@ -2,8 +2,9 @@
 
     python -m serving.loadtest.generator < pipe
 
-It reads its task (a line of JSON) from stdin, says `ready` on stdout, reads the moment of the start, and leaves a file
-of records and one of facts. SIGTERM, or the end of stdin, ends it early, with what there is. It is a process of its
+For each measurement it reads its task (a line of JSON) from stdin, says `ready` on stdout, reads the moment of the
+start, leaves a file of records and one of facts, and says `done`. SIGTERM ends a measurement early, with what there
+is; the end of stdin ends the process. It is a process of its
 own since Locust patches the standard library of the process that imports it.
 """
 
@@ -22,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-from geventhttpclient.client import HTTPClientPool
-from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
+import geventhttpclient.client
 from gevent import socket as gevent_socket
 from gevent.pool import Group
+from geventhttpclient.client import HTTPClientPool
+from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 from locust import FastHttpUser
 from locust.contrib.fasthttp import LocustBadStatusCode
 from locust.env import Environment
@@ -89,17 +91,18 @@ class Generator:
         """Number -> when it was due (on the monotonic clock), and the lag."""
         environment = Environment(host=task.origin)
         environment.events.request.add_listener(self._on_request)
+        self._pool = HTTPClientPool(
+            concurrency=task.connections,
+            network_timeout=task.timeout,
+            connection_timeout=task.timeout,
+            ssl_context_factory=ssl.create_default_context,
+        )
         user = type("Client", (FastHttpUser,), {
             "host": task.origin,
             "network_timeout": task.timeout,
             "connection_timeout": task.timeout,
             "insecure": False,
-            "client_pool": HTTPClientPool(
-                concurrency=task.connections,
-                network_timeout=task.timeout,
-                connection_timeout=task.timeout,
-                ssl_context_factory=ssl.create_default_context,
-            ),
+            "client_pool": self._pool,
         })  # fmt: skip
         self._client = user(environment).client
         # A redirect is an answer that the caller should know about.
@@ -121,13 +124,15 @@ class Generator:
         self._start = start + self._task.warm_up
         cpu = time.process_time()
         sending = gevent.spawn(self._send, start)
-        gevent.signal_handler(signal.SIGTERM, self._stop, sending)
+        on_signal = gevent.signal_handler(signal.SIGTERM, self._stop, sending)
         watching = gevent.spawn(self._stop_with_stdin, sending)
         sending.join()
         self._group.join(timeout=0.0 if self.facts.interrupted else self._task.timeout + GRACE)
         self.facts.cpu = (time.process_time() - cpu) / max(time.monotonic() - start, 1e-9)
         self._give_up()
-        watching.kill(block=False)
+        watching.kill()
+        on_signal.cancel()
+        self._pool.close()
         self.facts.examples = self._examples
 
     def save(self) -> None:
@@ -140,6 +145,8 @@ class Generator:
             due = start + float(offset)
             while (now := time.monotonic()) < due:
                 alarm.wait_until(due)
+            if now - due > self._task.timeout:
+                return  # hopelessly late: what is left would fail here, and says nothing about the server
             if number % BURST == BURST - 1 and now > due:
                 gevent.sleep(0)
             self._group.start(gevent.Greenlet(self._one, due, number))
@@ -214,20 +221,26 @@ def _failure(error: BaseException | None) -> int:
             return records.CLOSED
         if isinstance(error, HTTPParseError):
             return records.PROTOCOL
-        error = error.__cause__ or error.__context__
+        # Locust's client wraps what it gave up on.
+        error = getattr(error, "original", None) or error.__cause__ or error.__context__
     return records.OTHER
 
 
 def main() -> None:
-    generator = Generator(Task(**json.loads(sys.stdin.readline())))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    generator.prepare()
-    print("ready", flush=True)
-    start = sys.stdin.readline()
-    if start:
+    # A GET whose connection breaks would be sent again, in silence, and the failure would be a slow answer.
+    geventhttpclient.client._may_retry_after_send_error = lambda method: False
+    while line := sys.stdin.readline():
+        generator = Generator(Task(**json.loads(line)))
+        generator.prepare()
+        print("ready", flush=True)
+        start = sys.stdin.readline()
+        if not start:
+            return
         generator.run(float(start))
         generator.save()
+        print("done", flush=True)
 
 
 if __name__ == "__main__":

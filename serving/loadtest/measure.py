@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from serving.errors import Mistake, ServingError
 from serving.loadtest import records
@@ -39,7 +39,6 @@ class Load:
     warm_up: float
     """Seconds before it in which the rate goes up from 0; not measured."""
     arrivals: str = "poisson"
-    processes: int = 1
     timeout: float = 10.0
     """Seconds for an answer, after which the request counts as failed."""
     seed: int = 0
@@ -64,35 +63,87 @@ class Measured:
     examples: Mapping[str, str]
 
 
-def measure(request: Request, load: Load) -> Measured:
-    """Send the load and wait for the answers. Ctrl-C ends it early: what there is then is returned.
+class Generators:
+    """The generating processes, for one measurement or for several: a context manager.
 
     Raises Mistake where Locust is missing, ServingError where a generating process fails.
     """
-    if importlib.util.find_spec("locust") is None:
-        raise Mistake("a load test needs Locust: pip install 'yaml-trainer[loadtest]'")
-    with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
-        folder = Path(name)
-        processes: list[subprocess.Popen[str]] = []
+
+    def __init__(self, request: Request, processes: int) -> None:
+        if importlib.util.find_spec("locust") is None:
+            raise Mistake("a load test needs Locust: pip install 'yaml-trainer[loadtest]'")
+        self._request = request
+        self._count = processes
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def __enter__(self) -> Self:
+        self._temporary = tempfile.TemporaryDirectory(prefix="loadtest-")
+        self._folder = Path(self._temporary.name)
         try:
-            for part in range(load.processes):
-                processes.append(_start(folder, _task(request, load, part, folder), part))
-            _await_ready(processes, folder)
-            start = time.monotonic() + LEAD_SECONDS
-            for process in processes:
-                _say(process, f"{start}\n")
-            _await_end(processes, load)
-            seconds = min(max(time.monotonic() - start - load.warm_up, 0.0), load.duration)
-            return _gather(processes, folder, load, seconds)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-                for stream in (process.stdin, process.stdout):
-                    _close(stream)
+            self._processes = [_start(self._folder, part) for part in range(self._count)]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                _close(stream)
+        self._temporary.cleanup()
+
+    def measure(self, load: Load) -> Measured:
+        """Send the load and wait for the answers. Ctrl-C ends it early: what there is then is returned."""
+        for part, process in enumerate(self._processes):
+            task = _task(self._request, load, part, self._count, self._folder)
+            _say(process, json.dumps(task) + "\n")
+        parts = set(range(self._count))
+        self._await("ready", READY_SECONDS, set(parts))
+        start = time.monotonic() + LEAD_SECONDS
+        for process in self._processes:
+            _say(process, f"{start}\n")
+        try:
+            self._await("done", load.warm_up + load.duration + 3 * load.timeout + READY_SECONDS, parts)
+        except KeyboardInterrupt:
+            for process in self._processes:
+                process.terminate()
+            self._await("done", READY_SECONDS, parts)
+        return self._gather(load, time.monotonic() - start - load.warm_up)
+
+    def _await(self, word: str, seconds: float, waiting: set[int]) -> None:
+        """Read `word` from each process in `waiting`, which leaves it then: an interrupt may come in between."""
+        deadline = time.monotonic() + seconds
+        for part in sorted(waiting):
+            process = self._processes[part]
+            stream = process.stdout
+            assert stream is not None
+            found, _, _ = select.select([stream], [], [], max(0.0, deadline - time.monotonic()))
+            if not found:
+                raise ServingError(f"generating process {part} does not say that it is {word} within {seconds:g} s")
+            if stream.readline() != f"{word}\n":
+                raise _failed(process, self._folder, part)
+            waiting.discard(part)
+
+    def _gather(self, load: Load, elapsed: float) -> Measured:
+        parts = range(self._count)
+        facts = [json.loads((self._folder / f"{part}.json").read_text()) for part in parts]
+        interrupted = any(fact["interrupted"] for fact in facts)
+        return Measured(
+            load=load,
+            records=records.load([self._folder / f"{part}.npz" for part in parts]).after(0.0),
+            seconds=min(max(elapsed, 0.0), load.duration) if interrupted else load.duration,
+            planned=sum(fact["planned"] for fact in facts),
+            begun=sum(fact["begun"] for fact in facts),
+            cpu=max(fact["cpu"] for fact in facts),
+            most_in_flight=sum(fact["most_in_flight"] for fact in facts),
+            interrupted=interrupted,
+            examples={key: text for fact in reversed(facts) for key, text in fact["examples"].items()},
+        )
 
 
-def _task(request: Request, load: Load, part: int, folder: Path) -> dict[str, Any]:
+def _task(request: Request, load: Load, part: int, parts: int, folder: Path) -> dict[str, Any]:
     phases = [Phase(load.warm_up, 0.0, load.rate)] if load.warm_up else []
     phases.append(Phase(load.duration, load.rate, load.rate))
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -114,7 +165,7 @@ def _task(request: Request, load: Load, part: int, folder: Path) -> dict[str, An
         "arrivals": load.arrivals,
         "seed": load.seed,
         "part": part,
-        "parts": load.processes,
+        "parts": parts,
         "warm_up": load.warm_up,
         "timeout": load.timeout,
         "connections": max(descriptors - SPARE_DESCRIPTORS, 1),
@@ -123,11 +174,11 @@ def _task(request: Request, load: Load, part: int, folder: Path) -> dict[str, An
     }
 
 
-def _start(folder: Path, task: Mapping[str, Any], part: int) -> subprocess.Popen[str]:
+def _start(folder: Path, part: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "serving.loadtest.generator"]
     with (folder / f"{part}.log").open("w") as log:
         # In a session of its own: Ctrl-C is for this process, which asks the others for what they have.
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -135,8 +186,6 @@ def _start(folder: Path, task: Mapping[str, Any], part: int) -> subprocess.Popen
             text=True,
             start_new_session=True,
         )
-    _say(process, json.dumps(task) + "\n")
-    return process
 
 
 def _say(process: subprocess.Popen[str], text: str) -> None:
@@ -146,51 +195,6 @@ def _say(process: subprocess.Popen[str], text: str) -> None:
         process.stdin.flush()
     except BrokenPipeError:
         pass  # it has ended, and is asked for its reason where its answer is awaited
-
-
-def _await_ready(processes: list[subprocess.Popen[str]], folder: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    for part, process in enumerate(processes):
-        assert process.stdout is not None
-        select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        if time.monotonic() >= deadline:
-            raise ServingError(f"generating process {part} is not ready after {READY_SECONDS:g} s")
-        if process.stdout.readline() != "ready\n":
-            raise _failed(process, folder, part)
-
-
-def _await_end(processes: list[subprocess.Popen[str]], load: Load) -> None:
-    """Wait for the processes to end; from Ctrl-C on, for what they have so far."""
-    deadline = time.monotonic() + load.warm_up + load.duration + 2 * load.timeout + READY_SECONDS
-    try:
-        for process in processes:
-            process.wait(timeout=max(0.0, deadline - time.monotonic()))
-    except KeyboardInterrupt:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(timeout=READY_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise ServingError("a generating process does not come to its end") from error
-
-
-def _gather(processes: list[subprocess.Popen[str]], folder: Path, load: Load, seconds: float) -> Measured:
-    for part, process in enumerate(processes):
-        if process.returncode != 0:
-            raise _failed(process, folder, part)
-    parts = range(len(processes))
-    facts = [json.loads((folder / f"{part}.json").read_text()) for part in parts]
-    return Measured(
-        load=load,
-        records=records.load([folder / f"{part}.npz" for part in parts]).after(0.0),
-        seconds=seconds,
-        planned=sum(fact["planned"] for fact in facts),
-        begun=sum(fact["begun"] for fact in facts),
-        cpu=max(fact["cpu"] for fact in facts),
-        most_in_flight=sum(fact["most_in_flight"] for fact in facts),
-        interrupted=any(fact["interrupted"] for fact in facts),
-        examples={key: text for fact in reversed(facts) for key, text in fact["examples"].items()},
-    )
 
 
 def _failed(process: subprocess.Popen[str], folder: Path, part: int) -> ServingError:

@@ -9,6 +9,7 @@ import numpy as np
 
 from serving.errors import ServingError
 from serving.loadtest.measure import Measured
+from serving.loadtest.report import ms
 from serving.loadtest.summary import Summary, course
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def draw(measured: Measured, summary: Summary, title: str, limits: dict[str, flo
     """Write a PNG. `limits` are objectives of latency, `p99` -> ms. Raises ServingError where it can't be written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -30,7 +32,7 @@ def draw(measured: Measured, summary: Summary, title: str, limits: dict[str, flo
     edges = np.append(found.starts, max(measured.seconds, 1e-3))
     middles = found.starts + found.width / 2
     for key, values in found.latency_ms.items():
-        whole = f", {summary.latency_ms[key]:.3g} ms in all" if summary.latency_ms else ""
+        whole = f", {ms(summary.latency_ms[key])} ms in all" if summary.latency_ms else ""
         upper.plot(middles, values, color=COLOURS[key], marker=".", markersize=4, linewidth=1.4, label=key + whole)
     for key, limit in limits.items():
         upper.axhline(limit, color=COLOURS[key], linestyle=":", linewidth=1.2, label=f"{key} objective {limit:g} ms")
@@ -38,6 +40,7 @@ def draw(measured: Measured, summary: Summary, title: str, limits: dict[str, flo
     shown = [values[~np.isnan(values)] for values in found.latency_ms.values()]
     if any(len(values) and values.max() > 20 * max(values.min(), 1e-6) for values in shown):
         upper.set_yscale("log")
+        upper.yaxis.set_major_formatter(ScalarFormatter())
     lower.axhline(summary.target_rps, color=GREY, linestyle="--", linewidth=1.2, label="target")
     lower.stairs(found.due_rps, edges, baseline=None, color=GREY, linewidth=1, label="due")
     lower.stairs(found.answered_rps, edges, baseline=None, color=GREEN, linewidth=1.6, label="right answers")

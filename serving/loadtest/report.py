@@ -11,10 +11,10 @@ from serving.loadtest.slo import Check
 from serving.loadtest.summary import Summary
 
 
-def heading(request: Request, load: Load) -> str:
-    processes = f"{load.processes} process{'es' if load.processes > 1 else ''}"
+def heading(request: Request, load: Load, processes: int) -> str:
+    sent_by = f"{processes} process{'es' if processes > 1 else ''}"
     what = f"{request.method} {request.target.url}"
-    return f"{what}: {load.rate:,.4g}/s for {load.duration:g} s, {load.arrivals} arrivals, {processes}"
+    return f"{what}: {load.rate:,.4g}/s for {load.duration:g} s, {load.arrivals} arrivals, {sent_by}"
 
 
 def lines(summary: Summary) -> list[str]:
@@ -28,12 +28,15 @@ def lines(summary: Summary) -> list[str]:
     ]
     found += [f"           {kind}: {text}" for kind, text in summary.examples.items() if kind in summary.errors]
     values = summary.latency_ms
-    text = "  ".join(f"{key} {value:.4g}" for key, value in values.items()) if values else "no answer"
+    text = "  ".join(f"{key} {ms(value)}" for key, value in values.items()) if values else "no answer"
     found.append(f"latency    {text}{' ms' if values else ''}")
-    lag = "  ".join(f"{key} {summary.lag_ms[key]:.3g}" for key in ("p50", "p99", "max") if key in summary.lag_ms)
+    lag = "  ".join(f"{key} {ms(summary.lag_ms[key])}" for key in ("p50", "p99", "max") if key in summary.lag_ms)
     found.append(f"generator  lag {lag or '–'} ms, {summary.cpu:.0%} of a core")
     if summary.invalid:
-        found.append(f"INVALID    the generator was the bottleneck ({summary.invalid}): give more --processes")
+        found.append(
+            f"INVALID    the generator was the bottleneck ({summary.invalid}): "
+            "give more --processes, or a quieter machine"
+        )
     return found
 
 
@@ -45,7 +48,7 @@ def verdict(file: str, checks: Sequence[Check]) -> str:
 
 def step_line(step: Step) -> str:
     values = step.summary.latency_ms or {}
-    latency = ", ".join(f"{key} {values[key]:.4g} ms" for key in ("p50", "p95", "p99") if key in values)
+    latency = ", ".join(f"{key} {ms(values[key])} ms" for key in ("p50", "p95", "p99") if key in values)
     outcome = "holds" if step.holds else "; ".join([*step.broken, step.summary.invalid or ""]).strip("; ")
     return f"{step.rate:>9,.4g}/s  {latency or 'no answer'}, {step.summary.error_rate:.2%} errors: {outcome}"
 
@@ -55,6 +58,11 @@ def found_line(found: Found) -> str:
     if found.best is None:
         return f"no rate held the objectives{why}"
     return f"highest rate within the objectives: {found.best.rate:,.4g}/s{why}"
+
+
+def ms(value: float) -> str:
+    """Milliseconds with three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _errors(summary: Summary) -> str:

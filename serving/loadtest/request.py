@@ -164,7 +164,9 @@ def _exchange(
         response = connection.getresponse()
         return response.status, response.read(MAX_EXAMPLE_BYTES)
     except ssl.SSLError as error:
-        raise Mistake(f"{target.origin}: TLS fails ({error.reason}); SSL_CERT_FILE names further authorities") from error
+        raise Mistake(
+            f"{target.origin}: TLS fails ({error.reason}); SSL_CERT_FILE names further authorities"
+        ) from error
     except TimeoutError as error:
         raise Mistake(f"{target.url} gives no answer within {timeout:g} s (--timeout)") from error
     except (OSError, http.client.HTTPException) as error:

@@ -35,7 +35,7 @@ def arrivals(phases: Sequence[Phase], kind: str, seed: int, part: int = 0, parts
     """
     total = sum(phase.count for phase in phases)
     if kind == "constant":
-        marks = np.arange(part, np.floor(total), parts) + 0.5
+        marks: NDArray[np.float64] = np.arange(part, np.floor(total), parts, dtype=np.float64) + 0.5
     else:
         generator = np.random.default_rng([seed, part])
         enough = int(total / parts + 10 * np.sqrt(total / parts) + 20)

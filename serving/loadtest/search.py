@@ -109,5 +109,7 @@ def _limit(worse: Step | None) -> str:
     if worse is None:
         return ""
     if worse.summary.invalid:
-        return f"at {worse.rate:,.4g}/s the generator was the bottleneck ({worse.summary.invalid}): give more --processes"
+        return (
+            f"at {worse.rate:,.4g}/s the generator was the bottleneck ({worse.summary.invalid}): give more --processes"
+        )
     return f"at {worse.rate:,.4g}/s: {'; '.join(worse.broken)}"

@@ -5,7 +5,7 @@ trainer loadtest URL --target-rps 200 --body picture.jpg --slo slo.yaml
 trainer loadtest URL --target-rps 100 --slo slo.yaml --find-max
 
 Requests are sent when they are due, however slow the server is, and latency counts from that moment. Exit code 1:
-an objective is broken, or the generator was the bottleneck.
+an objective is broken, no answer was right, or the generator was the bottleneck.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from serving.errors import Mistake
 from serving.loadtest.slo import Objectives, read
@@ -73,11 +73,12 @@ def run(args: argparse.Namespace) -> int:
     if args.find_max:
         return _find_max(args, request, load, objectives)
     from serving.loadtest import report
-    from serving.loadtest.measure import measure
+    from serving.loadtest.measure import Generators
     from serving.loadtest.summary import summarise
 
-    _tell(args, report.heading(request, load))
-    measured = measure(request, load)
+    _tell(args, report.heading(request, load, args.processes))
+    with Generators(request, args.processes) as generators:
+        measured = generators.measure(load)
     summary = summarise(measured)
     checks = objectives.check(summary.measured())
     for line in report.lines(summary):
@@ -90,22 +91,24 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"url": request.target.url, "load": vars(load), **summary.as_json(), "slo": slo}))
     if summary.interrupted:
         return EXIT_INTERRUPTED
-    return EXIT_FAILURE if summary.invalid or not all(check.ok for check in checks) else EXIT_DONE
+    return EXIT_FAILURE if summary.invalid or not summary.right or not all(check.ok for check in checks) else EXIT_DONE
 
 
 def _find_max(args: argparse.Namespace, request: Request, load: Load, objectives: Objectives) -> int:
     from serving.loadtest import report
-    from serving.loadtest.measure import measure
+    from serving.loadtest.measure import Generators
     from serving.loadtest.search import Step, find_max
 
     def attempt(rate: float, is_proof: bool) -> Measured:
-        return measure(request, replace(load, rate=rate, duration=load.duration if is_proof else args.step_seconds))
+        seconds = load.duration if is_proof else args.step_seconds
+        return generators.measure(replace(load, rate=rate, duration=seconds))
 
     def tell(step: Step) -> None:
         _tell(args, report.step_line(step))
 
     _tell(args, f"{request.method} {request.target.url}: the highest rate within {args.slo}")
-    found = find_max(load.rate, objectives, attempt, tell)
+    with Generators(request, args.processes) as generators:
+        found = find_max(load.rate, objectives, attempt, tell)
     _tell(args, report.found_line(found))
     if found.best is not None:
         for line in report.lines(found.best.summary):
@@ -129,7 +132,7 @@ def _plot(
     from serving.loadtest.plot import draw
 
     limits = {key: getattr(objectives, f"{key}_ms") for key in ("p50", "p95", "p99")}
-    title = report.heading(request, measured.load)
+    title = report.heading(request, measured.load, args.processes)
     draw(measured, summary, title, {key: value for key, value in limits.items() if value is not None}, args.plot)
     _tell(args, f"plot       {args.plot}")
 
@@ -148,7 +151,7 @@ def _load(args: argparse.Namespace) -> Load:
     if args.seed < 0:
         raise Mistake("--seed: is at least 0")
     return Load(
-        args.target_rps, args.duration, args.warm_up, args.arrivals, args.processes, args.timeout, args.seed
+        args.target_rps, args.duration, args.warm_up, args.arrivals, args.timeout, args.seed
     )  # fmt: skip
 
 
@@ -157,7 +160,8 @@ def _request(args: argparse.Namespace) -> Request:
 
     headers = requests.parse_headers(args.header)
     target = requests.parse_url(args.url, has_body=bool(args.body or args.golden))
-    payloads, tolerance = (requests.Payload(None),), 0.0
+    payloads: tuple[requests.Payload, ...] = (requests.Payload(None),)
+    tolerance = 0.0
     if args.golden:
         payloads, tolerance = requests.from_bundle(args.golden)
     elif args.body:
