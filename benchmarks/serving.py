@@ -1,6 +1,6 @@
 """Serving a model: ours against plain FastAPI, LitServe, mosec and `mlflow models serve`.
 
-    python benchmarks/serving.py [--quick] [--json FILE] [--only small|resnet18] [--connections 8,64] [--contenders ours,mosec]
+    python benchmarks/serving.py [--quick] [--json FILE] [--only small|resnet18] [--connections 8,64] [--seconds 10]
 
 Two models with random weights: `small`, an MLP on 64 numbers of about a millisecond, and ResNet-18 on pictures of
 224×224, of which each contender gets the same JPEG (as bytes; LitServe and MLflow as base64 in JSON, their form). Each

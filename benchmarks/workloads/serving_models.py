@@ -44,7 +44,7 @@ class Normalised(nn.Module):
 
 
 def build(name: str) -> nn.Module:
-    """[N, 64] floats, or [N, 3, 224, 224] normalised pixels -> [N, 10] probabilities; random weights, always the same."""
+    """[N, 64] floats, or [N, 3, 224, 224] normalised pixels -> [N, 10] probabilities; always the same weights."""
     generator = torch.random.get_rng_state()
     torch.manual_seed(7)
     if name == SMALL:
