@@ -38,6 +38,8 @@ BATCH = 64
 """Observations between two looks at the window: what is bet on one may not depend on itself."""
 ALTERNATIVES: Floats = np.array([2.0, 3.0, 5.0, 10.0])
 """Times the limit: the rates that `Exceedance` bets on."""
+LASTING, APART, WITHIN = 4, 1.0, 60.0
+"""What lasts: as many bad moments, a second apart from one to the next at least, the first no longer ago than this."""
 
 
 def log_mean(wealth: Floats) -> Floats:
@@ -202,7 +204,7 @@ class Exceedance:
     """Evidence that a larger share than `limit` of one version's requests is bad.
 
     Other than above, this takes requests to be bad independently of one another, which a burst is not: the caller looks
-    at the other version, too.
+    at the other version, too, and where that has no traffic, at `lasts`.
     """
 
     def __init__(self, limit: float) -> None:
@@ -214,11 +216,14 @@ class Exceedance:
         self._recent: Floats = np.zeros(len(rates))
         self.count = 0
         self.bad = 0
+        self._bad_at: list[float] = []
 
-    def update(self, bad: NDArray[np.bool_]) -> None:
-        """Take a batch of shape (B,), in the order of time."""
+    def update(self, bad: NDArray[np.bool_], at: float) -> None:
+        """Take a batch of shape (B,), in the order of time; `at` is about its time, in seconds."""
         if not len(bad):
             return
+        if bad.any() and (not self._bad_at or abs(at - self._bad_at[-1]) >= APART):
+            self._bad_at = [*self._bad_at, at][-LASTING:]
         walk = np.cumsum(np.where(bad[:, None], self._bad, self._good), axis=0)
         self._whole += walk[-1]
         start = np.maximum(self._recent, 0.0)
@@ -236,6 +241,10 @@ class Exceedance:
         but needs exp(lately) requests on average to be as high by chance."""
         return float(log_mean(self._recent))
 
+    def lasts(self, at: float) -> bool:
+        """Whether it went on for some seconds up to now: one stall of a machine is over sooner."""
+        return len(self._bad_at) == LASTING and at - self._bad_at[0] <= WITHIN
+
     def state(self) -> dict[str, Any]:
         """All of it as JSON."""
         return {
@@ -244,6 +253,7 @@ class Exceedance:
             "recent": self._recent.tolist(),
             "count": self.count,
             "bad": self.bad,
+            "bad_at": self._bad_at,
         }
 
     @classmethod
@@ -251,7 +261,7 @@ class Exceedance:
         """The inverse of `state`."""
         made = cls(state["limit"])
         made._whole, made._recent = np.array(state["whole"]), np.array(state["recent"])
-        made.count, made.bad = state["count"], state["bad"]
+        made.count, made.bad, made._bad_at = state["count"], state["bad"], [*state["bad_at"]]
         return made
 
 

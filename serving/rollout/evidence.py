@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from serving.rollout.betting import Difference, Exceedance, Slowdown
 from serving.rollout.plan import Plan
 
-DIFFERENCES = (-0.2, -0.1, -0.05, -0.02, -0.01, -0.005, -0.002, 0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+DIFFERENCES = (-0.2, -0.1, -0.05, -0.02, -0.01, -0.005, 0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 FACTORS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0)
 LABELS = 20
 """Labels that are followed one by one, the first to be seen; the others count as one."""
@@ -62,6 +62,15 @@ class Arm:
         self.seconds: deque[float] = deque(maxlen=RECENT)
         self.latest_failed: deque[bool] = deque(maxlen=LATEST)
 
+    def latest_share_failed(self) -> float:
+        """Of the latest requests."""
+        return sum(self.latest_failed) / max(1, len(self.latest_failed))
+
+    def latest_share_above(self, seconds: float) -> float:
+        """Of the latest answers."""
+        latest = list(self.seconds)[-LATEST:]
+        return sum(value > seconds for value in latest) / max(1, len(latest))
+
     def take(self, seen: Sequence[Observation]) -> None:
         for one in seen:
             self.requests += 1
@@ -105,18 +114,24 @@ class Evidence:
         self._margin = margins.predictions
         self.over_errors = Exceedance(limits.errors) if limits.errors is not None else None
         self.over_p95 = Exceedance(TAIL) if limits.p95_ms is not None else None
+        self.slow = Difference([0.0])
+        """Of requests beyond the p95 limit."""
+        self.compared = False
+        """Whether both versions had traffic by the draw in the latest batch."""
         self._p95 = limits.p95_ms / 1000.0 if limits.p95_ms is not None else 0.0
 
-    def observe(self, seen: Sequence[Observation]) -> None:
-        """Take requests in the order of their ends."""
+    def observe(self, seen: Sequence[Observation], at: float) -> None:
+        """Take requests in the order of their ends, which were about `at`, in seconds of any clock."""
         self.old.take([one for one in seen if not one.is_new])
         new = [one for one in seen if one.is_new]
         self.new.take(new)
         if self.over_errors is not None:
-            self.over_errors.update(_flags(one.failed for one in new))
+            self.over_errors.update(_flags(one.failed for one in new), at)
         if self.over_p95 is not None:
-            self.over_p95.update(_flags(one.seconds > self._p95 for one in new if not one.failed))
+            self.over_p95.update(_flags(one.seconds > self._p95 for one in new if not one.failed), at)
         drawn = [one for one in seen if one.share is not None and 0.0 < one.share < 1.0]
+        if seen:
+            self.compared = bool(drawn)
         if drawn:
             self._bet(drawn)
 
@@ -131,8 +146,10 @@ class Evidence:
         answered = [index for index, one in enumerate(drawn) if 200 <= one.status < 300]
         if not answered:
             return
-        at = np.array(answered)
-        self.slowdown.update(np.array([drawn[index].seconds for index in answered]), is_new[at], share[at])
+        seconds = np.array([drawn[index].seconds for index in answered])
+        self.slowdown.update(seconds, is_new[answered], share[answered])
+        if self.over_p95 is not None:
+            self.slow.update(_numbers(seconds > self._p95), is_new[answered], share[answered])
         labelled = [index for index in answered if drawn[index].label is not None]
         if labelled:
             self._bet_on_labels([drawn[index].label or "" for index in labelled], is_new[labelled], share[labelled])
@@ -155,6 +172,7 @@ class Evidence:
             "refusals": self.refusals.state(),
             "wrong": self.wrong.state(),
             "slowdown": self.slowdown.state(),
+            "slow": self.slow.state(),
             "predictions": {label: bets.state() for label, bets in self.predictions.items()},
             "over_errors": self.over_errors.state() if self.over_errors is not None else None,
             "over_p95": self.over_p95.state() if self.over_p95 is not None else None,
@@ -167,6 +185,7 @@ class Evidence:
         made.old, made.new = Arm.restore(state["old"]), Arm.restore(state["new"])
         made.errors, made.refusals = Difference.restore(state["errors"]), Difference.restore(state["refusals"])
         made.wrong, made.slowdown = Difference.restore(state["wrong"]), Slowdown.restore(state["slowdown"])
+        made.slow = Difference.restore(state["slow"])
         made.predictions = {label: Difference.restore(bets) for label, bets in state["predictions"].items()}
         if state["over_errors"] is not None:
             made.over_errors = Exceedance.restore(state["over_errors"])

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from serving.rollout.betting import Difference
-from serving.rollout.evidence import LABELS, Evidence
+from serving.rollout.betting import Difference, Exceedance
+from serving.rollout.evidence import LABELS, TAIL, Evidence
 from serving.rollout.plan import Plan
 
 PORTIONS = {
@@ -27,8 +27,10 @@ LATE = math.log(10_000.0)
 """For what goes wrong late: by chance once in as many requests at the limit itself, and far more seldom below it."""
 SURE = 0.05
 """Level of "shown to be no worse"."""
+ALONE = math.log(20.0)
+"""Log evidence that the new version has more of what breaks a limit than the old one at the same time."""
 ENOUGH = 50
-"""Requests of the old version from which on it can excuse the new one."""
+"""Requests of the old version from which on it is known to be fine."""
 
 Level = Literal["worse", "doubtful", "fine"]
 
@@ -45,14 +47,14 @@ class Finding:
     """Whether it is shown to be within the margin; None where the test does not ask that."""
 
 
-def judge(plan: Plan, evidence: Evidence) -> list[Finding]:
-    """All findings, the worst first."""
+def judge(plan: Plan, evidence: Evidence, at: float) -> list[Finding]:
+    """All findings at the time `at` (of the clock that `Evidence.observe` is given), the worst first."""
     order: dict[Level, int] = {"worse": 0, "doubtful": 1, "fine": 2}
-    return sorted(_findings(plan, evidence), key=lambda finding: order[finding.level])
+    return sorted(_findings(plan, evidence, at), key=lambda finding: order[finding.level])
 
 
-def _findings(plan: Plan, evidence: Evidence) -> Iterator[Finding]:
-    yield from _limits(plan, evidence)
+def _findings(plan: Plan, evidence: Evidence, at: float) -> Iterator[Finding]:
+    yield from _limits(plan, evidence, at)
     yield _rates("errors", "failed", plan.margins.errors, evidence.errors, _alpha(plan, "errors"))
     yield _rates("refusals", "refused", plan.margins.refusals, evidence.refusals, _alpha(plan, "refusals"))
     yield _latency(plan, evidence)
@@ -71,26 +73,37 @@ def _level(log_evidence: float, alpha: float) -> Level:
     return "doubtful" if log_evidence >= DOUBT else "fine"
 
 
-def _limits(plan: Plan, evidence: Evidence) -> Iterator[Finding]:
+def _limits(plan: Plan, evidence: Evidence, at: float) -> Iterator[Finding]:
     limits, old = plan.limits, evidence.old
     if evidence.over_errors is not None and limits.errors is not None:
-        over, failing = evidence.over_errors, old.latest_failed
-        excused = len(failing) >= ENOUGH and sum(failing) / len(failing) > limits.errors
+        over = evidence.over_errors
         text = f"{over.bad} of {over.count} requests failed, the limit is {limits.errors:.1%}"
-        yield _limit("limit_errors", plan, over.since_the_start(), over.lately(), text, excused)
+        old_is_fine = len(old.latest_failed) >= ENOUGH and old.latest_share_failed() <= limits.errors
+        alone = evidence.errors.against_at_most(0.0) >= ALONE
+        yield _limit("limit_errors", plan, over, text, _own(evidence, over.lasts(at), old_is_fine, alone))
     if evidence.over_p95 is not None and limits.p95_ms is not None:
-        over, slow = evidence.over_p95, old.p95()
-        excused = len(old.seconds) >= ENOUGH and slow is not None and slow * 1000.0 > limits.p95_ms
+        over = evidence.over_p95
         text = f"{over.bad} of {over.count} requests took longer than {limits.p95_ms:g} ms, the limit is 5 %"
-        yield _limit("limit_p95", plan, over.since_the_start(), over.lately(), text, excused)
+        share = old.latest_share_above(limits.p95_ms / 1000.0)
+        old_is_fine = len(old.seconds) >= ENOUGH and share <= TAIL
+        alone = evidence.slow.against_at_most(0.0) >= ALONE
+        yield _limit("limit_p95", plan, over, text, _own(evidence, over.lasts(at), old_is_fine, alone))
 
 
-def _limit(test: str, plan: Plan, whole: float, lately: float, text: str, excused: bool) -> Finding:
-    level = _level(whole, _alpha(plan, test))
-    if lately >= LATE:
-        level = "worse"
-    if excused and level == "worse":
-        level, text = "doubtful", f"{text}; the old version is over the limit, too"
+def _own(evidence: Evidence, lasts: bool, old_is_fine: bool, alone: bool) -> str:
+    """Empty where what breaks a limit is the new version's own doing, as far as can be seen; else what speaks for it."""
+    if not evidence.compared:
+        return "" if lasts else "it has not lasted yet"
+    if alone or (lasts and old_is_fine):
+        return ""
+    return "the old version may fare no better"
+
+
+def _limit(test: str, plan: Plan, over: Exceedance, text: str, excuse: str) -> Finding:
+    whole, lately = over.since_the_start(), over.lately()
+    level: Level = "worse" if lately >= LATE else _level(whole, _alpha(plan, test))
+    if excuse and level == "worse":
+        level, text = "doubtful", f"{text}; {excuse}"
     return Finding(test, level, text, {"log_evidence": round(whole, 3), "log_evidence_lately": round(lately, 3)})
 
 

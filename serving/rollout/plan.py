@@ -11,6 +11,11 @@ from serving.rollout.strict import build, read_yaml
 Strategy = Literal["canary", "blue-green", "shadow", "ab"]
 
 
+def _require(holds: bool, text: str) -> None:
+    if not holds:
+        raise ValueError(text)
+
+
 @dataclass(frozen=True)
 class Step:
     """A share of the traffic, held for a time and a number of requests."""
@@ -72,7 +77,7 @@ class Limits:
 class Margins:
     """By how much the new version may be worse than the old one."""
 
-    errors: float = 0.002
+    errors: float = 0.001
     """Share of requests that fail."""
     refusals: float = 0.01
     """Share of requests that it refuses (status 400 to 499)."""
@@ -175,8 +180,3 @@ def to_state(plan: Plan) -> dict[str, Any]:
     data = asdict(plan)
     data["steps"] = list(data["steps"])
     return data
-
-
-def _require(holds: bool, text: str) -> None:
-    if not holds:
-        raise ValueError(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections import Counter
 from typing import Any
 
@@ -52,12 +53,12 @@ class Rollout:
         self.requests += sum(one.is_new for one in seen)
         if self.plan.mirrors:  # of a pair a coin has chosen one: both count as a request
             self.requests = sum(count for result, count in self.shadowed.items() if result != "left_out")
-        self.evidence.observe(seen)
+        self.evidence.observe(seen, time.time())
         return len(seen)
 
     def findings(self) -> list[Finding]:
         """What the evidence says."""
-        return judge(self.plan, self.evidence)
+        return judge(self.plan, self.evidence, time.time())
 
     def decide(self, version: Version, unready_seconds: float) -> Decision:
         """What is to be done now."""

@@ -36,8 +36,8 @@ class Watch:
     def weigh(self) -> Finding | None:
         """The hard limit that is broken, if one is."""
         seen, self._seen = self._seen, []
-        self._evidence.observe(seen)
-        found = judge(self._plan, self._evidence)[0]
+        self._evidence.observe(seen, time.time())
+        found = judge(self._plan, self._evidence, time.time())[0]
         return found if found.level == "worse" else None
 
     def state(self) -> dict[str, Any]:
