@@ -66,9 +66,9 @@ class Arm:
         """Of the latest requests."""
         return sum(self.latest_failed) / max(1, len(self.latest_failed))
 
-    def latest_share_above(self, seconds: float) -> float:
-        """Of the latest answers."""
-        latest = list(self.seconds)[-LATEST:]
+    def share_above(self, seconds: float, count: int) -> float:
+        """Of the latest `count` answers, at most."""
+        latest = list(self.seconds)[-count:]
         return sum(value > seconds for value in latest) / max(1, len(latest))
 
     def take(self, seen: Sequence[Observation]) -> None:

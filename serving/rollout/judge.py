@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from serving.rollout.betting import Difference, Exceedance
-from serving.rollout.evidence import LABELS, TAIL, Evidence
+from serving.rollout.evidence import LABELS, LATEST, RECENT, TAIL, Evidence
 from serving.rollout.plan import Plan
 
 PORTIONS = {
@@ -27,8 +27,6 @@ LATE = math.log(10_000.0)
 """For what goes wrong late: by chance once in as many requests at the limit itself, and far more seldom below it."""
 SURE = 0.05
 """Level of "shown to be no worse"."""
-ALONE = math.log(20.0)
-"""Log evidence that the new version has more of what breaks a limit than the old one at the same time."""
 ENOUGH = 50
 """Requests of the old version from which on it is known to be fine."""
 
@@ -78,15 +76,16 @@ def _limits(plan: Plan, evidence: Evidence, at: float) -> Iterator[Finding]:
     if evidence.over_errors is not None and limits.errors is not None:
         over = evidence.over_errors
         text = f"{over.bad} of {over.count} requests failed, the limit is {limits.errors:.1%}"
-        old_is_fine = len(old.latest_failed) >= ENOUGH and old.latest_share_failed() <= limits.errors
-        alone = evidence.errors.against_at_most(0.0) >= ALONE
+        shares = (old.failed / max(1, old.requests), old.latest_share_failed())
+        old_is_fine = len(old.latest_failed) >= ENOUGH and max(shares) <= limits.errors
+        alone = evidence.errors.against_at_most(0.0) >= -math.log(_alpha(plan, "limit_errors"))
         yield _limit("limit_errors", plan, over, text, _own(evidence, over.lasts(at), old_is_fine, alone))
     if evidence.over_p95 is not None and limits.p95_ms is not None:
-        over = evidence.over_p95
+        over, seconds = evidence.over_p95, limits.p95_ms / 1000.0
         text = f"{over.bad} of {over.count} requests took longer than {limits.p95_ms:g} ms, the limit is 5 %"
-        share = old.latest_share_above(limits.p95_ms / 1000.0)
-        old_is_fine = len(old.seconds) >= ENOUGH and share <= TAIL
-        alone = evidence.slow.against_at_most(0.0) >= ALONE
+        shares = (old.share_above(seconds, RECENT), old.share_above(seconds, LATEST))
+        old_is_fine = len(old.seconds) >= ENOUGH and max(shares) <= TAIL
+        alone = evidence.slow.against_at_most(0.0) >= -math.log(_alpha(plan, "limit_p95"))
         yield _limit("limit_p95", plan, over, text, _own(evidence, over.lasts(at), old_is_fine, alone))
 
 
