@@ -8,7 +8,6 @@ import signal
 import ssl
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import Mistake, ServingError
@@ -186,10 +185,3 @@ class _Front:
 
     def _say(self, text: str) -> None:
         print(f"rollout {self._directory.path.name}: {text}", file=sys.stderr, flush=True)
-
-
-def state_directory(folder: str, name: str) -> StateDirectory:
-    """`FOLDER/NAME`. Raises Mistake for a name that is none."""
-    if not name or name.startswith((".", "-")) or not all(char.isalnum() or char in "._-" for char in name):
-        raise Mistake(f"{name!r}: wanted a name of letters, digits, dots, dashes and underscores")
-    return StateDirectory(Path(folder).absolute() / name)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
 SECONDS = 120.0
 """For one attempt."""
 
@@ -39,17 +39,20 @@ class Hook:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _deliver(self) -> None:
-        pause = FIRST_PAUSE
+        pause, told = FIRST_PAUSE, ""
         while (event := self.pending) is not None:
             failure = await self._attempt(event)
             if failure is None:
                 if self.pending is event:
                     self.pending = None
                 self._tell("hook", {"event": event["event"], "version": event["version"], "ok": True})
-                pause = FIRST_PAUSE
+                pause, told = FIRST_PAUSE, ""
                 continue
-            told = {"event": event["event"], "version": event["version"], "ok": False}
-            self._tell("hook", {**told, "error": failure, "again_in_seconds": pause})
+            if failure != told:  # the same again is no news
+                self._tell(
+                    "hook", {"event": event["event"], "version": event["version"], "ok": False, "error": failure}
+                )
+                told = failure
             await asyncio.sleep(pause)
             pause = min(pause * 2.0, LONGEST_PAUSE)
 

@@ -90,7 +90,7 @@ def _limits(plan: Plan, evidence: Evidence, at: float) -> Iterator[Finding]:
 
 
 def _own(evidence: Evidence, lasts: bool, old_is_fine: bool, alone: bool) -> str:
-    """Empty where what breaks a limit is the new version's own doing, as far as can be seen; else what speaks for it."""
+    """Empty where the new version breaks a limit by its own doing, as far as can be seen; else what speaks for it."""
     if not evidence.compared:
         return "" if lasts else "it has not lasted yet"
     if alone or (lasts and old_is_fine):

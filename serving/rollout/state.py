@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +18,9 @@ from serving.errors import Mistake, ServingError
 FORMAT = 1
 STATE, LOCK, SOCKET, LOG = "state.json", ".lock", "admin.sock", "decisions.jsonl"
 KEYS, ASSIGNMENTS, FRONT_LOG, LOGS = "keys.bin", "assignments.jsonl", "front.log", "logs"
+
+PATIENCE_SECONDS = 2.0
+"""How long the lock is waited for: who was killed may take a moment to be gone, and `holder` looks for a moment."""
 
 
 class StateDirectory:
@@ -37,18 +41,42 @@ class StateDirectory:
         # Children get no copy of the descriptor (PEP 446), so none of them can keep the lock.
         descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-                raise Mistake(
-                    f"{self.path}: a front is running on it (process {holder}); see: trainer deploy status"
-                ) from error
+            self._take(descriptor)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(descriptor)
+
+    def _take(self, descriptor: int) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise Mistake(
+                    f"{self.path}: a front is running on it (process {holder}); see: trainer deploy status"
+                ) from error
+
+    def holder(self) -> int | None:
+        """Process of the front that runs on it; None where none does."""
+        try:
+            descriptor = os.open(self.path / LOCK, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.pread(descriptor, 32, 0).strip()
+            return int(text) if text.isdigit() else None
+        finally:
+            os.close(descriptor)
+        return None
 
     def read(self) -> dict[str, Any] | None:
         """The state; None where there is none. Raises Mistake for one of another format, ServingError for damage."""
@@ -130,6 +158,13 @@ class StateDirectory:
         if whole < len(data):
             os.truncate(path, whole)
         return data[:whole]
+
+
+def named(folder: str, name: str) -> StateDirectory:
+    """`FOLDER/NAME`. Raises Mistake for a name that is none."""
+    if not name or name.startswith((".", "-")) or not all(char.isalnum() or char in "._-" for char in name):
+        raise Mistake(f"{name!r}: wanted a name of letters, digits, dots, dashes and underscores")
+    return StateDirectory(Path(folder).absolute() / name)
 
 
 def now() -> str:
