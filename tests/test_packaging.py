@@ -26,6 +26,9 @@ OPTIONAL = {
     "pynvml": "GPU metrics, where it is installed",
     "timm": "the extra of this name",
     "gguf": "the extra of this name",
+    "locust": "the extra `loadtest`",
+    "gevent": "comes with Locust",
+    "geventhttpclient": "comes with Locust",
     "lm_eval": "`trainer evaluate --lm-eval`, where it is installed",
 }
 """Modules that are imported where they are there, with a line for the user where they are missing."""

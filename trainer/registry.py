@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer import checkpoint
 from trainer.errors import TrainerError, UserError
@@ -58,6 +58,53 @@ def register(run: Run, model: str, alias: str | None) -> Version:
     except MlflowException as error:
         kind = UserError if error.error_code == "INVALID_PARAMETER_VALUE" else TrainerError
         raise kind(f"MLflow at {state['uri']}: {' '.join(without_password(str(error)).split())}") from error
+
+
+def alias_uri(given: str | None) -> str:
+    """Where the registry of a deployment is: `given`, else MLFLOW_TRACKING_URI, else `runs/mlflow.db`.
+
+    Raises UserError for an address with a password: it would be written down.
+    """
+    from trainer.config import Tracking
+
+    if given is not None and without_password(given) != given:
+        raise UserError("--tracking-uri: it holds a password; set MLFLOW_TRACKING_URI where the front runs instead")
+    return tracking_uri(Tracking(uri=given), "runs")
+
+
+def point_alias(uri: str, model: str, alias: str, of_run: dict[str, Any]) -> Version:
+    """Make `alias` name the version of `model` that a bundle was exported from.
+
+    Args:
+        of_run: the field `run` of the bundle: its `mlflow_run_id` or `lineage`, and its `checkpoint`.
+
+    Raises UserError where that run's checkpoint is no version of the model, TrainerError where MLflow fails.
+    """
+    for key, value in MLFLOW_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    checkpoint_name, lineage = of_run.get("checkpoint"), of_run.get("lineage")
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        found = [
+            version
+            for version in client.search_model_versions(f"name = '{model}'")
+            if version.tags.get("trainer.checkpoint") == checkpoint_name
+            and (version.run_id == of_run.get("mlflow_run_id") or version.tags.get("trainer.lineage") == lineage)
+        ]
+        if not found or checkpoint_name is None:
+            raise UserError(
+                f"{checkpoint_name} of run {of_run.get('id')} is no version of {model}; "
+                f"make it one with: trainer runs register {of_run.get('id')} --name {model}"
+            )
+        newest = max(found, key=lambda version: int(version.version))
+        client.set_registered_model_alias(model, alias, newest.version)
+    except MlflowException as error:
+        text = " ".join(without_password(str(error)).split())
+        raise TrainerError(f"MLflow at {without_password(uri)}: {text}") from error
+    return Version(model, str(newest.version), alias, str(newest.source), 0, {})
 
 
 def choose_checkpoint(run: Run, rule: CheckpointRule) -> Checkpoint:
