@@ -29,6 +29,10 @@ OPTIONAL = {
     "locust": "the extra `loadtest`",
     "gevent": "comes with Locust",
     "geventhttpclient": "comes with Locust",
+    "onnxruntime": "the extra `onnx`",
+    "locust": "the extra `loadtest`",
+    "gevent": "comes with locust",
+    "vllm": "language models on accelerators, where it is installed",
     "lm_eval": "`trainer evaluate --lm-eval`, where it is installed",
 }
 """Modules that are imported where they are there, with a line for the user where they are missing."""
@@ -68,8 +72,9 @@ def test_wheel_holds_the_packages_and_the_configs_only(wheel: Path) -> None:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     here = [
         path.relative_to(ROOT).as_posix()
-        for package, pattern in (("trainer", "*.py"), ("recipes", "*.py"), ("configs", "*.yaml"))
+        for package, pattern in (("trainer", "*.py"), ("recipes", "*.py"), ("configs", "*.yaml"), ("serving", "*"))
         for path in (ROOT / package).rglob(pattern)
+        if path.is_file() and "__pycache__" not in path.parts
     ]
     assert sorted(names) == sorted(here)
 
@@ -113,12 +118,12 @@ def test_every_import_is_declared() -> None:
     declared = {normal(re.split(r"[\[<>=!; ]", item)[0]) for item in PROJECT["dependencies"]}
     imported = {
         name.partition(".")[0]
-        for package in ("trainer", "recipes")
+        for package in ("trainer", "recipes", "serving")
         for path in (ROOT / package).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_bytes()))
         for name in _imported(node)
     }
-    foreign = imported - set(sys.stdlib_module_names) - {"trainer", "recipes"} - set(OPTIONAL)
+    foreign = imported - set(sys.stdlib_module_names) - {"trainer", "recipes", "serving"} - set(OPTIONAL)
     assert {"torch", "yaml"} <= foreign
     distributions = packages_distributions()
     for name in sorted(foreign):
@@ -137,7 +142,7 @@ def test_installed_wheel_trains_in_an_empty_folder(wheel: Path, tmp_path: Path) 
     folder.mkdir()
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     run([*pip, "--no-deps", "--no-index", "--target", str(site), str(wheel)], tmp_path)
-    where = "import recipes, trainer; print(trainer.__file__, recipes.__file__)"
+    where = "import recipes, serving, trainer; print(trainer.__file__, recipes.__file__, serving.__file__)"
     found = run([sys.executable, "-c", where], folder, PYTHONPATH=str(site)).split()
     assert all(Path(file).is_relative_to(site) for file in found), found
 
