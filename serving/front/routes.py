@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 from urllib.parse import unquote
 
+from serving.errors import Mistake
 from serving.front import language
 from serving.front.http import Request, Response
 from serving.front.refusal import Form, Refusal
@@ -61,24 +63,37 @@ class Routes:
     def __init__(self, fixed: Mapping[bytes, Route], endpoints: Endpoints, served: Served) -> None:
         self._fixed, self._endpoints, self._served = dict(fixed), endpoints, served
         self._table: dict[bytes, Route] = dict(fixed)
+        self._aliases: dict[bytes, bytes] = {}
 
-    def rebuild(self, aliases: Mapping[bytes, bytes]) -> None:
-        """Enter the paths of all models that are served. Raises Refusal where an alias leads nowhere."""
+    def rebuild(self) -> None:
+        """Enter the paths of all models that are served."""
         self._table = dict(self._fixed)
         for model in self._served:
-            segment = in_path(model.name).encode()
-            for path in (b"/models/%b/predict", b"/v2/models/%b", b"/v2/models/%b/ready", b"/v2/models/%b/infer"):
-                self._table[path % segment] = self.find(path % segment)
+            for path in _paths_of(model.name):
+                with contextlib.suppress(Refusal):  # a language model has not all of them
+                    self._table[path] = self.find(path)
         if self._served.predictors:
             self._table[b"/predict"] = self._predict(self._served.predictors[0])
+
+    def alias(self, aliases: Mapping[bytes, bytes], names: Iterable[str]) -> None:
+        """Answer each new path like an old one. Raises Mistake where there is none.
+
+        Args:
+            names: of the models that will be served.
+        """
+        known = {*self._fixed, b"/predict", *(path for name in names for path in _paths_of(name))}
         for new, old in aliases.items():
-            self._table[new] = self.find(old)
+            if old not in known:
+                raise Mistake(f"--alias {new.decode()}={old.decode()}: there is no path {old.decode()}")
+        self._aliases = dict(aliases)
 
     def find(self, path: bytes) -> Route:
         """The route of a path, percent-encoded as sent. Raises Refusal 404."""
         route = self._table.get(path)
         if route is not None:
             return route
+        if path in self._aliases:
+            return self.find(self._aliases[path])
         if path.startswith((b"http://", b"https://")):  # as to a proxy
             return self.find(b"/" + path.split(b"/", 3)[3] if path.count(b"/") > 2 else b"/")
         try:
@@ -134,3 +149,9 @@ class Routes:
             known = ", ".join(self._served.models)
             raise Refusal(404, f"unknown model {name[:100]!r}; served here: {known}", code="unknown_model")
         return model
+
+
+def _paths_of(name: str) -> list[bytes]:
+    segment = in_path(name).encode()
+    forms = (b"/models/%b/predict", b"/v2/models/%b", b"/v2/models/%b/ready", b"/v2/models/%b/infer")
+    return [form % segment for form in forms]

@@ -26,7 +26,6 @@ from serving.front.app import App, Rules
 from serving.front.connection import Connection
 from serving.front.metrics import Gauges, Metrics
 from serving.front.pages import Pages
-from serving.front.refusal import Refusal
 from serving.front.request_log import RequestLog
 from serving.front.served import Served
 from serving.front.starting import Starter
@@ -70,6 +69,7 @@ class Server:
         rules = Rules(args.deadline_ms / 1e3, args.queue, args.request_log_hash)
         self._app = app = App(served, access, metrics, log, rules)
         app.routes = Pages(app).routes()
+        app.routes.alias(options.aliases(args.alias), [name for name, _ in places])
         body = int(args.max_body_mb * options.MIB)
         self._wire = wire = Wire(app, Limits(body, BUFFERED_BODIES * body, args.max_connections), loop)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,10 +111,7 @@ class Server:
             for task in (starting, stopping):
                 task.cancel()
             await asyncio.gather(starting, stopping, return_exceptions=True)
-        try:
-            self._app.routes.rebuild(options.aliases(self._args.alias))
-        except Refusal as error:
-            raise Mistake(f"--alias: {error.message}") from error
+        self._app.routes.rebuild()
         self._app.waits_for = ""
         return True
 
