@@ -90,7 +90,8 @@ class Nursery:
         if process is None:
             return
         try:
-            await asyncio.wait_for(_ended(process), END_SECONDS)
+            async with asyncio.timeout(END_SECONDS):
+                await _ended(process)
         except TimeoutError:  # in an import that hangs
             process.kill()
             await _ended(process)

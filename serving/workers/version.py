@@ -211,5 +211,7 @@ class Version:
             self._look_again(min(upcoming))
 
     def _retry_after(self) -> float:
-        """Seconds until the queue will be worked off, at the pace of late."""
+        """Seconds until the queue will be worked off, at the pace of late; 1 where nothing is known yet."""
+        if not self._sample_seconds:
+            return 1.0
         return self.queue.length * self._sample_seconds / max(1, len(self.crew.up))

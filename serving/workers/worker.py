@@ -105,15 +105,13 @@ class Worker:
         self.is_up = False
         if self._link is not None and not self._gone.is_set():
             self._link.send(encode(End()))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), END_SECONDS)
+            await _within(END_SECONDS, self._gone)
         await self.kill()
 
     async def kill(self) -> None:
         """End the process now. Returns when it is gone."""
         if self._link is not None:
-            with suppress(TimeoutError):  # before its hello nobody knows its number
-                await asyncio.wait_for(self._met.wait(), END_SECONDS)
+            await _within(END_SECONDS, self._met)  # before its hello nobody knows its number
             self.strike()
             self._link.close()
             await self._gone.wait()
@@ -172,6 +170,13 @@ class Worker:
                 self.exit = _how(os.waitstatus_to_exitcode(status))
                 return
             await asyncio.sleep(REAP_SECONDS)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    """Wait for an event, not for ever. (`asyncio.wait_for` may lose a cancellation before Python 3.12.)"""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _how(code: int) -> str:
