@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING
 from trainer import world
 from trainer.deferred import uncollected
 from trainer.errors import EXIT_DONE, UserError
+from trainer.export.folder import published, require_free
+from trainer.export.language import LanguageOptions, is_language_run, write_language_bundle
 from trainer.export.wanted import FORMATS, QUANTISED, Wanted
 from trainer.progress import print_line, summary_table
 
 if TYPE_CHECKING:
+    from trainer.config import RunConfig
     from trainer.export.writing import Exported
+    from trainer.run import Run
+
+GOLDEN, LANGUAGE_GOLDEN = 32, 8
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="best", help="best, newest, or a step (default: best)")
     parser.add_argument("--output", metavar="FOLDER", help="where to write the bundle (RUN/bundle)")
     parser.add_argument("--name", help="of the model, as clients will call it (the run's name)")
-    parser.add_argument("--golden", type=int, default=32, metavar="N", help="golden requests (32)")
+    parser.add_argument("--golden", type=int, metavar="N", help="golden requests (32; of a language model 8)")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="compare N samples of the split in place of all, where it is large"
     )
@@ -50,6 +56,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--p95-ms", type=float, default=100.0, metavar="MS", help="bound of the p95, for the capacity card (100)"
     )
+    parser.add_argument(
+        "--adapters", action="store_true", help="of a language model: keep the adapter beside its base, not merged"
+    )
+    parser.add_argument(
+        "--into",
+        choices=["original", "dequantized"],
+        help="of a language model trained with qlora: the base as published, or as the training saw it",
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
 
 
@@ -60,12 +74,16 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     found = Run.open(args.run)
     config = found.config()
+    if is_language_run(config):
+        return _language(args, found, config)
+    if args.adapters or args.into:
+        raise UserError("--adapters, --into: are for language models with an adapter, which this run did not train")
     wanted = Wanted(
         output=Path(args.output) if args.output else found.path / "bundle",
         name=args.name or config.name,
         format=args.format,
         checkpoint=args.checkpoint,
-        golden=args.golden,
+        golden=args.golden or GOLDEN,
         samples=args.samples,
         quantise=tuple(dict.fromkeys(args.quantize)),
         price=args.price,
@@ -75,15 +93,52 @@ def run(args: argparse.Namespace) -> int:
     with uncollected():
         from trainer.export.writing import export
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    result = export(found, config, wanted, say)
+    result = export(found, config, wanted, _say)
     if args.json:
         print(json.dumps(_record(str(found.path), result)))
     else:
         _show(result)
     return EXIT_DONE
+
+
+def _language(args: argparse.Namespace, run: Run, config: RunConfig) -> int:
+    if args.format not in ("auto", "safetensors"):
+        raise UserError(
+            f"--format {args.format}: a language model is served from its folder for transformers: use safetensors"
+        )
+    if args.quantize or args.samples:
+        raise UserError("--quantize, --samples: are not for language models")
+    output = Path(args.output) if args.output else run.path / "bundle"
+    options = LanguageOptions(
+        name=args.name, adapters=args.adapters, golden=args.golden or LANGUAGE_GOLDEN, into=args.into, price=args.price
+    )
+    require_free(output, args.force)
+    with uncollected(), published(output, args.force) as folder:
+        result = write_language_bundle(run, config, args.checkpoint, folder, options, _say)
+    bundle, capacity = result.bundle, result.measurements["capacity"]
+    if args.json:
+        told: dict[str, object] = {"run": str(run.path), "bundle": str(output), "name": bundle.name, "version": bundle.version}
+        told |= {"checkpoint": result.checkpoint, "format": "safetensors", "adapters": sorted(bundle.adapters)}
+        told |= {"tolerance": bundle.golden.tolerance, "deviation": result.deviation, "metrics": bundle.metrics}
+        print(json.dumps({**told, "capacity": capacity}))
+        return EXIT_DONE
+    rows = [
+        ("checkpoint", result.checkpoint),
+        ("deviation", f"{result.deviation:.2g} of a log-probability (tolerance {bundle.golden.tolerance:g})"),
+        ("golden prompts", str(bundle.golden.count)),
+        ("capacity", f"{capacity['tokens_per_second']:,.0f} tokens/s, without HTTP"),
+        ("HPA target", f"{capacity['hpa_target_in_flight']} requests in flight per replica"),
+        *[("adapter", f"{bundle.name}:{name}") for name in sorted(bundle.adapters)],
+        ("version", bundle.version),
+        ("bundle", str(output)),
+        ("next", f"trainer serve {output}"),
+    ]
+    summary_table(rows, bundle.name)
+    return EXIT_DONE
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _check(args: argparse.Namespace) -> None:

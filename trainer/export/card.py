@@ -53,10 +53,10 @@ def _exactness(made: Bundle, opened: Opened, seen: int) -> list[str]:
     return [
         "## Does it answer as in training?",
         "",
-        f"`{golden.file}` holds {golden.count} requests of the split `{opened.split}` with the answers of the run's own "
-        f"evaluation (precision `{precision}`). A server replays them before it says that it is ready; each output may "
-        f"deviate by {golden.tolerance:g} × max(1, |answer|). At export, {seen} of {len(opened.dataset)} samples of the "
-        "split were compared so.",
+        f"`{golden.file}` holds {golden.count} requests of the split `{opened.split}` with the answers of the run's "
+        f"own evaluation (precision `{precision}`). A server replays them before it says that it is ready; each output "
+        f"may deviate by {golden.tolerance:g} × max(1, |answer|). At export, {seen} of {len(opened.dataset)} samples "
+        "of the split were compared so.",
     ]
 
 

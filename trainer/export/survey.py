@@ -12,6 +12,7 @@ from torch import Tensor
 
 from serving import inputs
 from serving.errors import BadInput
+from serving.inputs import Arrays, Sample
 from serving.predictor import Predictor, deviation_of, stack
 from trainer.errors import TrainerError
 from trainer.export.opened import Opened
@@ -21,8 +22,11 @@ from trainer.task import Batch, Metrics
 class Witness(Protocol):
     """Sees every batch."""
 
-    def see(self, batch: Batch, answers: Sequence[Tensor], arrays: list[NDArray[Any]]) -> None:
-        """`arrays` are the program's inputs as made of requests; `answers`, the evaluation's."""
+    def see(
+        self, batch: Batch, answers: Sequence[Tensor], arrays: list[NDArray[Any]], samples: Sequence[Sample]
+    ) -> None:
+        """`samples` are the requests as parsed, `arrays` the program's inputs as made of them; `answers`, the
+        evaluation's."""
         ...
 
 
@@ -38,7 +42,10 @@ class Agreement:
         self.samples = 0
         self._flipped: list[float] = []
 
-    def see(self, batch: Batch, answers: Sequence[Tensor], arrays: list[NDArray[Any]]) -> None:
+    def see(
+        self, batch: Batch, answers: Sequence[Tensor], arrays: list[NDArray[Any]], samples: Sequence[Sample]
+    ) -> None:
+        """Run the program, and compare."""
         found = self._predictor.run_batch(arrays)
         self.samples += len(arrays[0])
         for ours, wanted in zip(found, answers, strict=True):
@@ -64,13 +71,13 @@ class Agreement:
         return sum(margin > 2 * tolerance for margin in self._flipped)
 
 
-def survey(opened: Opened, witnesses: Sequence[Witness], samples: int | None) -> tuple[dict[str, float], int]:
-    """Show every sample (or `samples` of them, evenly) to the witnesses; (the evaluation's metrics, samples seen).
+def survey(opened: Opened, witnesses: Sequence[Witness], most: int | None) -> tuple[dict[str, float], int]:
+    """Show every sample (or `most` of them, evenly) to the witnesses; (the evaluation's metrics, samples seen).
 
     Raises TrainerError for a sample that the evaluation takes and the server would not.
     """
     total = len(opened.dataset)
-    chosen = np.arange(total) if samples is None else np.unique(np.linspace(0, total - 1, samples).astype(int))
+    chosen = np.arange(total) if most is None else np.unique(np.linspace(0, total - 1, most).astype(int))
     taking = inputs.load(opened.servable.preprocessing, opened.servable.signature)
     metrics = opened.task.metrics(opened.engine.device)
     seen = 0
@@ -81,20 +88,25 @@ def survey(opened: Opened, witnesses: Sequence[Witness], samples: int | None) ->
         answers = opened.answers(batch)
         with torch.no_grad(), opened.engine.forward_context():
             opened.task.evaluate(opened.engine.bare, opened.engine.cast(batch), metrics)
-        arrays = [_prepared(opened, taking, index) for index in kept]
-        stacked = [stack(parts) for parts in zip(*arrays, strict=True)]
+        samples, arrays = _prepared(opened, taking, kept)
         host = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in batch.items()}
         for witness in witnesses:
-            witness.see(host, answers, stacked)
+            witness.see(host, answers, arrays, samples)
         seen += len(kept)
     return metrics.compute(), seen
 
 
-def _prepared(opened: Opened, taking: inputs.Input, index: int) -> tuple[NDArray[Any], ...]:
-    try:
-        return taking.prepare(taking.parse(opened.servable.request(opened.split, index), f"sample {index}"))
-    except BadInput as error:
-        raise TrainerError(f"{opened.split}: evaluation takes it, the server would not: {error}") from error
+def _prepared(opened: Opened, taking: inputs.Input, indices: list[int]) -> tuple[list[Sample], list[NDArray[Any]]]:
+    samples: list[Sample] = []
+    rows: list[Arrays] = []
+    for index in indices:
+        request = opened.servable.request(opened.split, index)
+        try:
+            samples.append(taking.parse(request, f"sample {index}"))
+            rows.append(taking.prepare(samples[-1]))
+        except BadInput as error:
+            raise TrainerError(f"{opened.split}: evaluation takes it, the server would not: {error}") from error
+    return samples, [stack(parts) for parts in zip(*rows, strict=True)]
 
 
 def worst_if_nan(value: float) -> float:

@@ -17,7 +17,7 @@ from serving.inputs import Sample
 from serving.predictor import Predictor, read_golden
 from trainer.config import RunConfig
 from trainer.errors import TrainerError, UserError
-from trainer.export import golden, measure
+from trainer.export import golden, measure, reference
 from trainer.export.card import card
 from trainer.export.draft import content, draft
 from trainer.export.folder import published, require_free
@@ -25,6 +25,7 @@ from trainer.export.making import make
 from trainer.export.opened import Opened, opened
 from trainer.export.programs import Program
 from trainer.export.proof import prove
+from trainer.export.reference import Reference
 from trainer.export.survey import Agreement, survey, worst_if_nan
 from trainer.export.table import RULE, Row, plain, quickest
 from trainer.export.tolerance import tolerance
@@ -55,8 +56,8 @@ def export(run: Run, config: RunConfig, wanted: Wanted, say: Say) -> Exported:
     require_free(wanted.output, wanted.force)
     if wanted.format == "safetensors":
         raise UserError(
-            "--format safetensors: is the folder of a language model for transformers; this run's task has no such "
-            "library that would load it: use pt2, onnx or aoti"
+            "--format safetensors: is the folder of a language model, which transformers knows how to run; nothing "
+            "would know that of this run's model: use pt2, onnx or aoti"
         )
     with opened(run, config, wanted.checkpoint, say) as source, published(wanted.output, wanted.force) as folder:
         indices = golden.choose(source, wanted.golden)
@@ -83,7 +84,9 @@ def _write(source: Opened, wanted: Wanted, indices: list[int], count: int, folde
         name: Agreement(predictor, source.task.metrics(torch.device("cpu")), measured)
         for name, predictor in predictors.items()
     }
-    evaluated, seen = survey(source, list(agreements.values()), wanted.samples)
+    statistics = _reference(source)
+    evaluated, seen = survey(source, [*agreements.values(), statistics], wanted.samples)
+    _dump(folder / reference.FILE, statistics.plain(source.split))
     rows = _rows(source, made.programs, predictors, agreements)
     rows += [Row(name, missing=reason) for name, reason in made.missing.items()]
     chosen = quickest(rows)
@@ -136,6 +139,13 @@ def _rows(
             )
         )
     return rows
+
+
+def _reference(source: Opened) -> Reference:
+    servable = source.servable
+    is_picture = servable.preprocessing["kind"] == "picture"
+    channels = servable.preprocessing["channels"] if is_picture else None
+    return Reference(servable.signature, channels, servable.postprocessing["kind"] == "classification")
 
 
 def _samples(predictor: Predictor) -> list[Sample]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
 import warnings
@@ -27,6 +28,7 @@ def write(graph: torch.export.ExportedProgram, path: Path) -> None:
         if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
             raise NotHere("this CPU has no AVX2")
         options = {"cpp.march": "x86-64-v3", "cpp.simdlen": 256}
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a GPU
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
