@@ -6,6 +6,7 @@ A list kept by hand would miss a package on the day that the server begins to us
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import importlib.util
 import re
@@ -44,7 +45,7 @@ def requirements(
             )
         roots |= found
     roots -= {name for name, field in ONLY_WITH.items() if not preprocessing.get(field)}
-    installed = importlib.metadata.packages_distributions()
+    installed = _distributions()
     names = {name for root in roots for name in installed.get(root, [])}
     closed = _closure(names)
     return tuple(f"{name}=={closed[name]}" for name in sorted(closed) if gpus or not ACCELERATOR.match(name))
@@ -64,6 +65,12 @@ def served_files(runtime: str, preprocessing: str, postprocessing: str) -> list[
         if serves or path.as_posix() in IN_THE_IMAGE:
             found.append(file)
     return found
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Module -> the distributions that bring it; reads what every package says of itself, which takes a second."""
+    return importlib.metadata.packages_distributions()
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:
