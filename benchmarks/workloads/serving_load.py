@@ -53,7 +53,7 @@ class Figures:
 def running(
     command: Sequence[str | Path], environment: Mapping[str, str], folder: Path, log: Path, port: int, ready: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that answers 200 at `ready`, and its end. Raises RuntimeError, with its output, if it does not come up."""
+    """A server that answers 200 at `ready`, and its end. Raises RuntimeError, with its output, if it stays down."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(part) for part in command],

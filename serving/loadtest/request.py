@@ -136,8 +136,8 @@ def example(origin: str, headers: dict[str, str], timeout: float) -> Payload:
     status, content = _exchange(Target(origin, "/openapi.json"), "GET", Payload(None), headers, timeout)
     try:
         described = json.loads(content)["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
-        found = described["example"] if "example" in described else described["schema"]["example"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = described["example"] if "example" in described else _first(described["examples"])["value"]
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise Mistake(f"{origin}/openapi.json (status {status}) has no example of a request: {hint}") from error
     return Payload(json.dumps(found, separators=(",", ":")).encode(), "application/json")
 
@@ -174,6 +174,10 @@ def _exchange(
         raise Mistake(f"nothing answers at {target.origin} ({reason}); is the server up?") from error
     finally:
         connection.close()
+
+
+def _first(entries: dict[str, Any]) -> Any:
+    return next(iter(entries.values()))
 
 
 def _file_text(key: str, file: Path) -> str:
