@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from serving.language.choosing import Chooser, Chosen, choose
 from serving.language.program import Program
-from serving.language.rows import Rows
+from serving.language.rows import GRAIN, Rows
 
 
 @dataclass(eq=False)
@@ -54,7 +54,7 @@ class Made:
 
 
 @dataclass
-class _Pool:
+class Pool:
     """The running sequences of one adapter, in the order of their rows."""
 
     rows: Rows
@@ -73,7 +73,7 @@ class Batch:
         self.program, self.max_rows, self.cells, self.chunk = program, max_rows, cells, chunk
         self.waiting: deque[Sequence] = deque()
         self._reading: Sequence | None = None
-        self._pools: dict[str | None, _Pool] = {}
+        self._pools: dict[str | None, Pool] = {}
         self.given_up = 0
         """Times that a sequence had to give up its row for others."""
 
@@ -86,6 +86,10 @@ class Batch:
     def is_idle(self) -> bool:
         """Nothing to do."""
         return not self.waiting and not self.running
+
+    def pools(self) -> list[Pool]:
+        """The running sequences by adapter."""
+        return list(self._pools.values())
 
     def add(self, sequence: Sequence) -> None:
         """Let it wait for its turn."""
@@ -136,12 +140,16 @@ class Batch:
             sequence.read += len(part)
             left -= len(part)
             if sequence.read == len(sequence.tokens):
+                if not self._make_room(sequence):
+                    self._reading, sequence.cache = None, None
+                    self.waiting.appendleft(sequence)
+                    return
                 yield self._join(sequence, choose(logits, [sequence.chooser])[0])
 
     def _join(self, sequence: Sequence, chosen: Chosen) -> Made:
-        self._reading = None
         assert sequence.cache is not None
         cache, sequence.cache = sequence.cache, None
+        self._reading = None
         made = self._told(sequence, chosen)
         if made.finish is None:
             pool = self._pool(sequence.adapter)
@@ -159,42 +167,46 @@ class Batch:
             finish = "length"
         return Made(sequence, chosen, finish)
 
-    def _pool(self, adapter: str | None) -> _Pool:
-        return self._pools.setdefault(adapter, _Pool(self.program.rows()))
+    def _pool(self, adapter: str | None) -> Pool:
+        return self._pools.setdefault(adapter, Pool(self.program.rows()))
 
     def _may_begin(self) -> bool:
         if not self.waiting or self.running >= self.max_rows:
             return False
-        if not self.running:
-            return True  # one alone always fits: requests are bounded by `cells`
-        first = self.waiting[0]
-        return self._cells(first) <= self.cells
+        # One alone always fits: requests are bounded by `cells`. Beside others it must be able to stay for a while.
+        return not self.running or self._cells(self.waiting[0], GRAIN) <= self.cells
 
-    def _cells(self, joining: Sequence | None = None) -> int:
-        """Tokens there would be memory for after the next step, with this sequence in its pool."""
+    def _cells(self, joining: Sequence | None, more: int) -> int:
+        """Tokens there would be memory for with `joining` in its pool and `more` tokens in each row."""
         total = 0
-        joins = self._pool(joining.adapter) if joining is not None else None
+        joins = None if joining is None else self._pool(joining.adapter)
         for pool in self._pools.values():
-            lengths = [length + 1 for length in pool.rows.lengths]
+            lengths = [length + more for length in pool.rows.lengths]
             if joining is not None and pool is joins:
-                lengths.append(len(joining.tokens) + 1)
+                lengths.append(len(joining.tokens) + more)
             if lengths:
-                total += max(pool.rows.cells, pool.rows.cells_for(len(lengths), max(lengths)))
+                total += pool.rows.cells_for(len(lengths), max(lengths))
         return total
 
-    def _make_room(self) -> None:
-        """Let the sequences that came last give up their rows until the next token of each row fits."""
-        while self._cells() > self.cells:
+    def _make_room(self, joining: Sequence | None = None) -> bool:
+        """Let the sequences that came last give up their rows until there is memory for a token more in each.
+
+        False where `joining` would have to give up its own.
+        """
+        while self._cells(joining, 1) > self.cells:
             running = [sequence for pool in self._pools.values() for sequence in pool.sequences]
-            if len(running) <= 1:
-                return
-            last = max(running, key=lambda sequence: sequence.id)
+            if len(running) + (joining is not None) <= 1:
+                break
+            last = max([*running, *([joining] if joining is not None else [])], key=lambda sequence: sequence.id)
+            self.given_up += 1
+            if last is joining:
+                return False
             _leave(self._pools[last.adapter], last)
             self.waiting.appendleft(last)
-            self.given_up += 1
+        return True
 
 
-def _leave(pool: _Pool, sequence: Sequence) -> None:
+def _leave(pool: Pool, sequence: Sequence) -> None:
     """Take a sequence out of its row; the last row's takes its place."""
     row = pool.sequences.index(sequence)
     pool.rows.leave(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def replay(program: Program, batch: Batch, golden: list[Golden], tolerance: floa
     for number, entry in enumerate(golden):
         if _prompt(program, entry.request, number) != entry.prompt:
             raise ServingError(f"golden prompt {number}: other tokens than the run's: another tokenizer or template")
-        sampling = Sampling(max_tokens=len(entry.tokens), temperature=0, logprobs=0, ignore_eos=True)
+        sampling = Sampling(max_tokens=len(entry.tokens), temperature=0, logprobs=2, ignore_eos=True)
         sequences.append(Sequence(number, list(entry.prompt), Chooser(sampling), entry.adapter))
         batch.add(sequences[-1])
     made: dict[int, list[Made]] = {sequence.id: [] for sequence in sequences}
@@ -106,8 +107,8 @@ def _compare(number: int, golden: Golden, made: list[Made], tolerance: float) ->
         assert found is not None
         apart = abs(found - wanted) / max(1.0, abs(wanted))
         if entry.chosen.token != token:
-            # The likeliest here and there: where they are as good as a tie either may win, and what follows differs.
-            if apart <= tolerance:
+            # Where two are as good as equally likely either may win, and what follows differs.
+            if found - dict(entry.chosen.top).get(token, -math.inf) <= tolerance * max(1.0, abs(found)):
                 return deviation
             raise ServingError(
                 f"golden prompt {number}: token {position} of the answer is {entry.chosen.token}, the run said {token}"

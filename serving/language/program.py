@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
 from serving.errors import BadBundle, BadInput
-from serving.language.rows import Rows
+from serving.language.rows import Rows, keys_and_values
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -52,7 +52,7 @@ class Program:
         # A prompt's logits at all positions would fill the memory, so the last alone is asked for where a model can.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in named else {}
         self._cache = "cache" if "cache" in named else "past_key_values"
-        self._is_additive = self.base.config._attn_implementation == "eager"
+        self.is_additive = self.base.config._attn_implementation == "eager"
         self._selected: str | None = None
         self.cell_bytes = 0
         """Bytes that a token's keys and values take; known after the first prompt."""
@@ -61,7 +61,7 @@ class Program:
 
     def rows(self) -> Rows:
         """An empty batch for sequences of one adapter."""
-        return Rows(self.device, self._is_additive)
+        return Rows(self.device, self.is_additive)
 
     def select(self, adapter: str | None) -> None:
         """What is computed next is computed with this adapter; with None by the base alone."""
@@ -160,5 +160,5 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _bytes_per_token(cache: DynamicCache) -> int:
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values) if tensor is not None]
+    tensors = [tensor for pair in keys_and_values(cache) for tensor in pair if tensor is not None]
     return sum(tensor[0, :, 0].numel() * tensor.element_size() for tensor in tensors)

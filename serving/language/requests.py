@@ -124,7 +124,7 @@ def parse(body: bytes, kind: type[Wanted]) -> Wanted:
         found = msgspec.convert(content, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         text, _, place = str(error).partition(" - at `$")
-        field = place.rstrip("`").lstrip(".")
+        field = place.rstrip("`").lstrip(".").removesuffix("[...]")
         if not place and text.startswith("Object missing required field"):
             field = text.split("`")[1]
         raise BadInput(field, _lower(text)) from error

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -56,6 +57,13 @@ def takes(path: str) -> bool:
     return path in (CHAT, COMPLETIONS, MODELS) or path.startswith(f"{MODELS}/")
 
 
+def paths(models: Models) -> dict[str, Any]:
+    """The endpoints in an OpenAPI document."""
+    from serving.language import openapi
+
+    return openapi.paths(name for model in models.values() for name in model.names())
+
+
 async def answer(asked: Asked, models: Models) -> Reply:
     """Answer a request. Cancelling it frees its place in the engine. Raises nothing of its own."""
     try:
@@ -99,7 +107,7 @@ def _created(model: LanguageModel) -> int:
 async def _generate(endpoint: Endpoint, asked: Asked, models: Models) -> Reply:
     loop = asyncio.get_running_loop()
     began = loop.time()
-    wanted = parse(asked.body, Chat if endpoint == "chat" else Completion)
+    wanted = parse(asked.body, Chat) if endpoint == "chat" else parse(asked.body, Completion)
     found = find(wanted.model, models)
     if found is None:
         return _refusal(_unknown(wanted.model))

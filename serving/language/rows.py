@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
+Pair = tuple[Tensor | None, Tensor | None]
 GRAIN = 64
 """Rows grow by this many tokens."""
 
@@ -33,7 +34,7 @@ class _Layer(CacheLayerMixin):
     """Keys and values [rows, heads, length, dim] of one layer; those behind a row's end are finite and masked."""
 
     def __init__(self, place: _Place) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.place = place
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -104,17 +105,17 @@ class Rows:
     def cells_for(self, count: int, longest: int) -> int:
         """Tokens there would be memory for with `count` rows and `longest` tokens in the longest of them."""
         rows, length = _rounded(count, longest)
-        return rows * length
+        return self.cells if self._holds(rows, length) else rows * length
 
     def join(self, filled: DynamicCache, length: int) -> None:
         """Add a row with the keys and values of a sequence of `length` tokens that was read alone."""
         if self.cache is None:
             self.cache = Cache(layers=[_Layer(self._place) for _ in filled.layers])
-        like = [(layer.keys, layer.values) for layer in filled.layers]
+        like = keys_and_values(filled)
         self._fit(len(self.lengths) + 1, max([length, *self.lengths]) + 1, like)
         row = len(self.lengths)
         for layer, (keys, values) in zip(self._layers(), like, strict=True):
-            if keys is not None:  # a layer that looks at another one's has none
+            if keys is not None and values is not None:  # a layer that looks at another one's has none
                 layer.put(row, keys[0], values[0])
         self.lengths.append(length)
 
@@ -156,18 +157,27 @@ class Rows:
         assert self.cache is not None
         return self.cache.layers  # type: ignore[return-value]
 
-    def _fit(self, count: int, longest: int, like: list[Any] | None) -> None:
-        rows, length = _rounded(count, longest)
-        if rows > self._size[0] or length > self._size[1]:
-            self._resize((max(rows, self._size[0]), max(length, self._size[1])), like)
+    def _fit(self, count: int, longest: int, like: list[Pair] | None) -> None:
+        size = _rounded(count, longest)
+        if not self._holds(*size):
+            self._resize(size, like)
 
-    def _resize(self, size: tuple[int, int], like: list[Any] | None) -> None:
+    def _holds(self, rows: int, length: int) -> bool:
+        return rows <= self._size[0] and length <= self._size[1]
+
+    def _resize(self, size: tuple[int, int], like: list[Pair] | None) -> None:
         keep = (len(self.lengths), max(self.lengths, default=0))
         for index, layer in enumerate(self._layers()):
-            example = like[index] if like is not None else (layer.keys, layer.values)
-            if example[0] is not None:
-                layer.resize(*size, example, keep)
+            keys, values = like[index] if like is not None else (layer.keys, layer.values)
+            if keys is not None and values is not None:
+                layer.resize(*size, (keys, values), keep)
         self._size = size
+
+
+def keys_and_values(cache: DynamicCache) -> list[Pair]:
+    """Of each layer; None where it looks at another one's."""
+    layers: list[Any] = cache.layers
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def _rounded(count: int, longest: int) -> tuple[int, int]:
