@@ -30,8 +30,6 @@ OPTIONAL = {
     "gevent": "comes with Locust",
     "geventhttpclient": "comes with Locust",
     "onnxruntime": "the extra `onnx`",
-    "locust": "the extra `loadtest`",
-    "gevent": "comes with locust",
     "vllm": "language models on accelerators, where it is installed",
     "lm_eval": "`trainer evaluate --lm-eval`, where it is installed",
 }
