@@ -153,7 +153,9 @@ class Reader:
         return word
 
     def tiny(self, command: Command, words: list[str]) -> list[str]:
-        """The words of a training or a search, with what makes it tiny."""
+        """The words of a training, a search or an export, with what makes it tiny."""
+        if words[0] == "export" and "--format" not in words:
+            return [*words, "--format", "onnx"]
         if words[0] == "tune" and not command.expected:
             if "--resume" in words:  # goes on with what it began with, and a trial more
                 return [*words, "--num-samples", str(FEW + 1)]
