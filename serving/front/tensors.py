@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.front.refusal import Refusal
+from serving.inputs.tensor import numbers
 
 BYTES = "BYTES"
 DATATYPES = {
@@ -67,7 +68,7 @@ def read_array(
     if data is None:
         raise Refusal(400, "is missing", f"{where}.data")
     try:
-        array = np.array(data)
+        array = numbers(data, dtype)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise Refusal(400, f"lists of different lengths; expected {shape}, nested or flat", f"{where}.data") from error
     if array.size != math.prod(shape):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from serving.errors import BadBundle, BadInput
 from serving.inputs import Arrays, Encoded
+from serving.inputs.tensor import numbers
 from serving.pictures import Picture, UnreadableImage, centre_crop, decode, stretch
 from serving.signature import Signature
 
@@ -97,7 +98,7 @@ class PictureInput:
 
     def _pixels(self, instance: list[Any], where: str) -> NDArray[np.uint8]:
         try:
-            pixels = np.array(instance)
+            pixels = numbers(instance, "uint8")
         except (ValueError, OverflowError) as error:
             raise BadInput(where, f"rows of different lengths; expected {self._expected()}") from error
         if pixels.dtype.kind not in "iu":

@@ -50,10 +50,24 @@ def build(spec: Mapping[str, Any], signature: Signature) -> TensorInput:
 def to_array(value: Any, field: Field, where: str) -> NDArray[Any]:
     """`value`, nested lists of one sample, as an array of the field's type and shape. Raises BadInput."""
     try:
-        array = np.array(value)
+        array = numbers(value, field.dtype)
     except (ValueError, OverflowError) as error:
         raise BadInput(where, f"lists of different lengths; expected {expected(field)}") from error
     return check_array(array, field, where)
+
+
+def numbers(value: Any, dtype: str) -> NDArray[Any]:
+    """Nested lists as numpy reads them; but for a whole type, 3.0 is the whole number that it is in JSON.
+
+    Raises ValueError, OverflowError, TypeError: what numpy raises.
+    """
+    array = np.array(value)
+    if dtype not in _WHOLE or array.dtype.kind != "f":
+        return array
+    # Not from `array`: a float has not all whole numbers, and one float among them makes floats of all.
+    items = np.array(value, dtype=object)
+    whole = [int(item) if isinstance(item, float) and item.is_integer() else item for item in items.ravel()]
+    return np.array(whole).reshape(items.shape)
 
 
 def check_array(array: NDArray[Any], field: Field, where: str) -> NDArray[Any]:

@@ -55,6 +55,15 @@ def test_the_first_model_without_its_name(front: FrontServer) -> None:
     assert prediction["label"] == LABELS[prediction["index"]] and len(prediction["scores"]) == 10
 
 
+def test_whole_floats_are_whole_numbers(front: FrontServer) -> None:
+    ones = [[1] * 8] * 8
+    floats = front.predict([[1.0] * 8] * 8).json["predictions"]
+    assert floats == front.predict(ones).json["predictions"]
+    assert front.predict({"x": [1, 2, 3], "n": [2**62 + 1, 1.0]}, model="numbers").json["predictions"][0]["total"] == (
+        2**62 + 2
+    )
+
+
 def test_top(front: FrontServer) -> None:
     for body in ({"instances": [ZEROS], "top": 3}, {"instances": [ZEROS], "parameters": {"top": 3, "other": 1}}):
         best = front.ask("POST", "/predict", body).json["predictions"][0]
@@ -150,7 +159,7 @@ def test_bad_tensors(front: FrontServer, instance: Any, field: str, says: str) -
 
 
 def test_an_answer_that_is_no_number_is_the_servers_fault(front: FrontServer) -> None:
-    assert error(front.predict({"x": [-1, 0, 0], "n": [1, 1]}, model="numbers"))[:2] == (
+    assert error(front.predict({"x": [77, 0, 0], "n": [1, 1]}, model="numbers"))[:2] == (
         500,
         "the model's answer holds NaN or an infinity",
     )

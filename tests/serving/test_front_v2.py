@@ -12,7 +12,7 @@ import pytest
 from front_bundles import LABELS, encoded
 from front_server import Answer, FrontServer
 
-X = {"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1, 4, 9, 16, 25, 36]}
+X = {"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [2, 4, 6, 8, 10, 12]}
 N = {"name": "n", "shape": [2, 2], "datatype": "INT64", "data": [[1, 2], [3, 4]]}
 
 
@@ -74,24 +74,24 @@ def test_tensors_in_json(front: FrontServer) -> None:
     answer = infer(front, "numbers", N, X, id="7")
     found = outputs(answer)
     assert answer.json["id"] == "7" and answer.json["model_name"] == "numbers"
-    assert found["twice"] == {"name": "twice", "datatype": "FP32", "shape": [2, 3], "data": [2, 4, 6, 8, 10, 12]}
+    assert found["half"] == {"name": "half", "datatype": "FP32", "shape": [2, 3], "data": [1, 2, 3, 4, 5, 6]}
     assert found["total"] == {"name": "total", "datatype": "INT64", "shape": [2], "data": [3, 7]}
     assert list(outputs(infer(front, "numbers", X, N, outputs=[{"name": "total"}]))) == ["total"]
 
 
 def test_tensors_in_bytes(front: FrontServer) -> None:
-    x = np.array([[1, 4, 9]], "<f4").tobytes()
+    x = np.array([[4, 8, 12]], "<f4").tobytes()
     n = np.array([[5, 6]], "<i8").tobytes()
     inputs = [
         {"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": len(x)}},
         {"name": "n", "shape": [1, 2], "datatype": "INT64", "parameters": {"binary_data_size": len(n)}},
     ]
     found = outputs(binary(front, "numbers", {"inputs": inputs}, x, n))
-    assert found["twice"]["data"] == [2, 4, 6] and found["total"]["data"] == [11]
+    assert found["half"]["data"] == [2, 4, 6] and found["total"]["data"] == [11]
     head, rest = unpack(binary(front, "numbers", {"inputs": inputs, "parameters": {"binary_data_output": True}}, x, n))
     assert [o["parameters"]["binary_data_size"] for o in head["outputs"]] == [12, 8]
     assert np.frombuffer(rest[:12], "<f4").tolist() == [2, 4, 6] and np.frombuffer(rest[12:], "<i8").tolist() == [11]
-    one = [{"name": "twice", "parameters": {"binary_data": True}}, {"name": "total"}]
+    one = [{"name": "half", "parameters": {"binary_data": True}}, {"name": "total"}]
     head, rest = unpack(binary(front, "numbers", {"inputs": inputs, "outputs": one}, x, n))
     assert head["outputs"][1]["data"] == [11] and len(rest) == 12
 
@@ -184,7 +184,7 @@ def test_bad_requests(front: FrontServer) -> None:
     assert error(front.ask("POST", "/v2/models/digits/infer", b"x", content_type="image/png"))[0] == 415
     assert error(front.ask("GET", "/v2/models/digits/infer"))[0] == 405
     assert error(front.ask("GET", "/v2/nothing"))[0] == 404
-    assert "there are: twice, total" in error(infer(front, "numbers", X, N, outputs=[{"name": "z"}]))[1]
+    assert "there are: half, total" in error(infer(front, "numbers", X, N, outputs=[{"name": "z"}]))[1]
     asked = [{"name": "total", "parameters": {"classification": 3}}]
     assert "not offered" in error(infer(front, "numbers", X, N, outputs=asked))[1]
     many = {**N, "shape": [5000, 2], "data": [0] * 10_000}
