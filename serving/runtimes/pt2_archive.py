@@ -7,6 +7,7 @@ operators, expressions and structures are those that `trainer export` writes, or
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -48,13 +49,23 @@ def require_data(path: Path) -> None:
         for name in reader.get_file_names():
             if _MEMBERS.fullmatch(name) is None:
                 raise Forged(f"holds {name[:80]!r}")
-        if reader.read_bytes("data/sample_inputs/model.pt"):
-            raise Forged("holds pickled example inputs")
+        _check_example(reader.read_bytes("data/sample_inputs/model.pt"))
         for config in ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json"):
             for entry in json.loads(reader.read_bytes(config))["config"].values():
                 if entry["use_pickle"]:
                     raise Forged("holds pickled tensors")
         _check_graph(json.loads(reader.read_bytes("models/model.json")))
+
+
+def _check_example(data: bytes) -> None:
+    """Where tensors are not all there is in it, torch's loader would unpickle whatever it is."""
+    import torch
+
+    try:
+        if data:
+            torch.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:  # whatever it meets: the loader must not meet it
+        raise Forged("holds example inputs that are no tensors") from error
 
 
 def _check_graph(model: Any) -> None:

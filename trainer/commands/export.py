@@ -117,7 +117,12 @@ def _language(args: argparse.Namespace, run: Run, config: RunConfig) -> int:
         result = write_language_bundle(run, config, args.checkpoint, folder, options, _say)
     bundle, capacity = result.bundle, result.measurements["capacity"]
     if args.json:
-        told: dict[str, object] = {"run": str(run.path), "bundle": str(output), "name": bundle.name, "version": bundle.version}
+        told: dict[str, object] = {
+            "run": str(run.path),
+            "bundle": str(output),
+            "name": bundle.name,
+            "version": bundle.version,
+        }
         told |= {"checkpoint": result.checkpoint, "format": "safetensors", "adapters": sorted(bundle.adapters)}
         told |= {"tolerance": bundle.golden.tolerance, "deviation": result.deviation, "metrics": bundle.metrics}
         print(json.dumps({**told, "capacity": capacity}))

@@ -8,7 +8,7 @@ import torch
 
 
 def write(graph: torch.export.ExportedProgram, path: Path) -> None:
-    """Write the graph with its weights, without example inputs: they would be a pickle."""
+    """Write the graph with its weights, without example inputs: they would be a pickle of the run's data."""
     examples, graph._example_inputs = graph.example_inputs, None  # the property takes no None
     try:
         with path.open("wb") as file:
