@@ -67,7 +67,8 @@ class Routes:
         self._table = dict(self._fixed)
         for model in self._served:
             segment = in_path(model.name).encode()
-            for path in (b"/models/%b/predict", b"/v2/models/%b", b"/v2/models/%b/ready", b"/v2/models/%b/infer"):
+            own = [b"/models/%b/predict", b"/v2/models/%b/infer"] if model in self._served.predictors else []
+            for path in [*own, b"/v2/models/%b", b"/v2/models/%b/ready"]:
                 self._table[path % segment] = self.find(path % segment)
         if self._served.predictors:
             self._table[b"/predict"] = self._predict(self._served.predictors[0])
