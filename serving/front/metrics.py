@@ -35,6 +35,9 @@ class VersionMetrics:
         self._metrics = metrics
         self._codes: dict[int, Callable[[], None]] = {}
         self._labels: dict[str, Callable[[], None]] = {}
+        self._tokens: dict[str, Callable[[float], None]] = {}
+        self._first_token: Callable[[float], None] | None = None
+        self._between: Callable[[float], None] | None = None
         self.seconds: Callable[[float], None] = metrics.seconds.labels(model, version).observe
         self.batch_size: Callable[[float], None] = metrics.batch_size.labels(model, version).observe
         self.queue_seconds: Callable[[float], None] = metrics.queue_seconds.labels(model, version).observe
@@ -57,6 +60,23 @@ class VersionMetrics:
             count = self._labels[label] = self._metrics.predictions.labels(self.model, self.version, label).inc
         count()
 
+    def tokens(self, kind: str, count: int) -> None:
+        """A language model has read (`prompt`) or made (`completion`) tokens."""
+        child = self._tokens.get(kind)
+        if child is None:
+            child = self._tokens[kind] = self._metrics.tokens_read.labels(self.model, self.version, kind).inc
+        child(count)
+
+    def first_token(self, seconds: float) -> None:
+        """The first token of an answer was there this long after its request."""
+        self._first_token = self._first_token or self._metrics.first_seconds.labels(self.model, self.version).observe
+        self._first_token(seconds)
+
+    def between_tokens(self, seconds: float) -> None:
+        """Time between two tokens of an answer."""
+        self._between = self._between or self._metrics.between_seconds.labels(self.model, self.version).observe
+        self._between(seconds)
+
     def remove(self) -> None:
         """End the series."""
         metrics, names = self._metrics, (self.model, self.version)
@@ -64,6 +84,12 @@ class VersionMetrics:
             metrics.requests.remove(*names, str(status))
         for label in self._labels:
             metrics.predictions.remove(*names, label)
+        for kind in self._tokens:
+            metrics.tokens_read.remove(*names, kind)
+        if self._first_token is not None:
+            metrics.first_seconds.remove(*names)
+        if self._between is not None:
+            metrics.between_seconds.remove(*names)
         for family in (metrics.seconds, metrics.batch_size, metrics.queue_seconds, metrics.run_seconds):
             family.remove(*names)
 
@@ -94,6 +120,13 @@ class Metrics:
         self.batch_size = histogram("serving_batch_size", "Samples that ran at once.", BATCH_BUCKETS)
         self.queue_seconds = histogram("serving_queue_seconds", "A request's wait for a worker.", QUEUE_BUCKETS)
         self.run_seconds = histogram("serving_run_seconds", "A batch's time at the worker.", QUEUE_BUCKETS)
+        self.tokens_read = counter("serving_tokens", "Tokens that language models read and make.", [*version, "kind"])
+        self.first_seconds = histogram(
+            "serving_time_to_first_token_seconds", "From a request to its answer's first token.", REQUEST_BUCKETS
+        )
+        self.between_seconds = histogram(
+            "serving_inter_token_seconds", "Between two tokens of an answer.", REQUEST_BUCKETS
+        )
         for result in ("done", "failed"):
             self.reloads.labels(result)
         self._versions: dict[str, dict[str, VersionMetrics]] = {}
@@ -120,6 +153,15 @@ class Metrics:
         found.run_seconds(run_seconds)
         for seconds in queue_seconds:
             found.queue_seconds(seconds)
+
+    def tokens(self, model: str, version: str, kind: str, count: int) -> None:
+        self.of(model, version).tokens(kind, count)
+
+    def first_token(self, model: str, version: str, seconds: float) -> None:
+        self.of(model, version).first_token(seconds)
+
+    def between_tokens(self, model: str, version: str, seconds: float) -> None:
+        self.of(model, version).between_tokens(seconds)
 
     def worker(self, model: str, event: str, detail: str) -> None:
         self.events.labels(model, event).inc()

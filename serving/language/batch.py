@@ -95,6 +95,7 @@ class Batch:
         """Let it wait for its turn."""
         self.waiting.append(sequence)
 
+    @torch.inference_mode()
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is."""
         if self._reading is sequence:

@@ -99,7 +99,7 @@ class Program:
         """A prompt of plain text, with the special tokens that the tokenizer puts around one."""
         return list(self._encoder(text).input_ids)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """A conversation by the model's chat template, open for an answer.
 
         Raises BadInput for what the template refuses, e.g. a role that it does not know.

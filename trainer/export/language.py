@@ -188,6 +188,7 @@ def _content(
     count: int,
     tolerance: float,
 ) -> dict[str, Any]:
+    from trainer.export.draft import origin
     from trainer.export.language_card import metrics
 
     tokens = {"dtype": "int64", "shape": [-1, -1], "unit": "token", "description": "prompt and answer, as token ids"}
@@ -206,10 +207,7 @@ def _content(
         "golden": {"file": "golden.jsonl", "count": count, "tolerance": tolerance},
         "metrics": metrics(opened, run),
         "run": {
-            "id": run.id,
-            "lineage": run.record["lineage"],
-            "checkpoint": opened.checkpoint.path.name,
-            "data": opened.task.data.fingerprint,
+            **origin(run, opened.checkpoint.path.name),
             "base": None if base is None else {"fingerprint": base.fingerprint, "license": base.license},
         },
         "warmup_batches": [1, count],
