@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--strategy", choices=("canary", "blue-green", "shadow", "ab"), help="in place of the plan's")
     start.add_argument("--wait", action="store_true", help="until it has ended; exit code 1 where it was rolled back")
     _action(actions, "status", "where it stands")
-    _action(actions, "promote", "all traffic to the new version, now")
+    _action(actions, "promote", "all traffic to the new version, as soon as it is ready")
     _action(actions, "rollback", "back to the version before, now")
     labels = _action(actions, "labels", "tell the right labels of earlier requests, to compare the versions by them")
     labels.add_argument("file", metavar="FILE", help='JSON Lines of {"request_id": ..., "label": ...}; - is stdin')
@@ -252,6 +252,11 @@ def _tell_status(name: str, told: dict[str, Any]) -> None:
 
 
 def _promote(directory: StateDirectory, args: argparse.Namespace) -> int:
+    deadline = time.monotonic() + READY_SECONDS
+    while "new" in (versions := _status(directory)["versions"]) and not versions["new"]["ready"]:
+        if time.monotonic() > deadline:
+            raise TrainerError(f"the new version is not ready: {versions['new']['reason']}")
+        time.sleep(POLL_SECONDS)
     told = admin.ask(directory.path / SOCKET, "POST", "/promote")
     _print(args.json, told, f"{told['versions']['old']['version']} has all traffic")
     return EXIT_DONE
