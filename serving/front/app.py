@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from serving.front.metrics import Metrics, VersionMetrics
 from serving.front.refusal import Form, Refusal, of_serving, respond, retry_after
 from serving.front.request_log import Line, RequestLog
 from serving.front.routes import Guard, Route, Routes
-from serving.front.served import Codec, Served
+from serving.front.served import Served
 
 LONGEST_ID = 128
 INTERNAL = "internal error; the server's log has it under this request's id"
@@ -42,9 +42,10 @@ class Rules:
 class Outcome:
     """What is told about a request besides its status."""
 
-    codec: Codec | None = None
+    metrics: VersionMetrics | None = None
+    """Of the model that was asked; None where there is none."""
     count: int = 0
-    predictions: list[tuple[str, float]] | None = None
+    predictions: Sequence[tuple[str, float]] = ()
     error: str = ""
 
 
@@ -81,11 +82,11 @@ class App:
             answer = route.answers[b"GET" if request.method == b"HEAD" else request.method](request)
         except Exception as error:
             response = self._failed(request, error, route.form)
-            self._tell(request, response.status, Outcome(error=_reason(error)))
+            self.tell(request, response.status, Outcome(error=_reason(error)))
             return request.respond(response)
         if isinstance(answer, Response):
             if route.guard is not Guard.OPEN:
-                self._tell(request, answer.status, Outcome())
+                self.tell(request, answer.status, Outcome())
             return request.respond(answer)
         request.task = self._loop.create_task(answer)  # type: ignore[arg-type]  # all of them are coroutines
 
@@ -98,8 +99,7 @@ class App:
         route: Route = request.route
         # Without an await up to `predict`: the version that parses is the one that runs.
         codec = self.served.codec(route.model)
-        outcome = Outcome(codec)
-        codec.metrics.in_flight += 1
+        outcome = Outcome(codec.metrics)
         status = 499
         try:
             asked = parse(request, codec, self.rules.most_instances)
@@ -112,8 +112,7 @@ class App:
             response = self._failed(request, error, route.form)
             status, outcome.error = response.status, _reason(error)
         finally:
-            codec.metrics.in_flight -= 1
-            self._tell(request, status, outcome)
+            self.tell(request, status, outcome)
         request.respond(response)
 
     def predict(self, request: Request) -> Awaitable[None]:
@@ -132,7 +131,7 @@ class App:
             response = self._failed(request, error, request.route.form)
             status, error_text = response.status, _reason(error)
         finally:
-            self._tell(request, status, Outcome(error=error_text))
+            self.tell(request, status, Outcome(error=error_text))
         request.respond(response)
 
     def not_ready(self) -> str:
@@ -149,9 +148,30 @@ class App:
         finally:
             self.metrics.reloads.labels(result).inc()
 
-    def tell_status(self, request: Request, status: int, error: str = "") -> None:
-        """Count and log a request that was answered otherwise."""
-        self._tell(request, status, Outcome(error=error))
+    def tell(self, request: Request, status: int, outcome: Outcome) -> None:
+        """Count a request, and log it."""
+        seconds = time.monotonic() - request.started
+        metrics = outcome.metrics or self.metrics.nobody
+        metrics.answered(status, seconds)
+        for label, _ in outcome.predictions:
+            metrics.predicted(label)
+        if self.log is None:
+            return
+        self.log.add(
+            Line(
+                time=round(time.time(), 3),
+                id=request.id.decode(),
+                status=status,
+                ms=round(seconds * 1e3, 3),
+                model=metrics.model,
+                version=metrics.version,
+                key=request.key,
+                count=outcome.count,
+                predictions=outcome.predictions,
+                inputs_sha256=hashlib.sha256(request.body).hexdigest() if self.rules.hashes_inputs else "",
+                error=outcome.error,
+            )
+        )
 
     def report(self, request: Request, error: BaseException) -> None:
         """Print the traceback of a defect with the request's id."""
@@ -227,35 +247,8 @@ class App:
 
     def _refused(self, request: Request, refusal: Refusal, form: Form) -> Response:
         if request.refusal is None:
-            self._tell(request, refusal.status, Outcome(error=_reason(refusal)))
+            self.tell(request, refusal.status, Outcome(error=_reason(refusal)))
         return respond(refusal, form)
-
-    def _tell(self, request: Request, status: int, outcome: Outcome) -> None:
-        """Metrics and log."""
-        seconds = time.monotonic() - request.started
-        codec = outcome.codec
-        metrics: VersionMetrics = self.metrics.nobody if codec is None else codec.metrics
-        metrics.answered(status, seconds)
-        predictions = outcome.predictions or []
-        for label, _ in predictions:
-            metrics.predicted(label)
-        if self.log is None:
-            return
-        self.log.add(
-            Line(
-                time=round(time.time(), 3),
-                id=request.id.decode(),
-                status=status,
-                ms=round(seconds * 1e3, 3),
-                model=metrics.model,
-                version=metrics.version,
-                key=request.key,
-                count=outcome.count,
-                predictions=predictions,
-                inputs_sha256=hashlib.sha256(request.body).hexdigest() if self.rules.hashes_inputs else "",
-                error=outcome.error,
-            )
-        )
 
 
 def _reason(error: Exception) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from serving.front.http import JSON, Request, Response
 
@@ -21,14 +22,18 @@ def takes(path: str) -> bool:
 
 async def answer(app: App, request: Request) -> None:
     """Answer a request for a language model."""
+    from serving.front.app import Outcome
     from serving.language import routes
 
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()}
-    method, path, request_id = request.method.decode(), request.path.decode("ascii"), request.id.decode()
-    asked = routes.Asked(method, path, headers, request.body, request_id)
-    status, reason = 499, ""
+    asked = routes.Asked(
+        request.method.decode(), unquote(request.path.decode("ascii")), headers, request.body, request.id.decode()
+    )
+    status, outcome = 499, Outcome()
     try:
         reply = await routes.answer(asked, app.served.language)
+        if reply.model:
+            outcome.metrics = app.metrics.of(reply.model, reply.version)
         content_type, lines = _headers(reply.headers)
         if isinstance(reply.body, bytes):
             request.respond(Response(reply.status, reply.body, content_type, lines))
@@ -39,16 +44,16 @@ async def answer(app: App, request: Request) -> None:
     except asyncio.CancelledError:
         raise
     except ConnectionResetError:
-        status = 499
+        status = 499  # hung up in the middle of a stream
     except Exception as error:
         app.report(request, error)
-        status, reason = 500, type(error).__name__
+        status, outcome.error = 500, type(error).__name__
         if request.streams:
             request.break_off()
         else:
             request.respond(app.internal_error(request))
     finally:
-        app.tell_status(request, status, reason)
+        app.tell(request, status, outcome)
 
 
 async def _stream(request: Request, parts: AsyncIterator[bytes]) -> None:
@@ -62,7 +67,7 @@ async def _stream(request: Request, parts: AsyncIterator[bytes]) -> None:
             await close()
 
 
-def _headers(headers: dict[str, str]) -> tuple[bytes, bytes]:
+def _headers(headers: Mapping[str, str]) -> tuple[bytes, bytes]:
     """(the content type, the other headers' lines)."""
     content_type, lines = JSON, []
     for name, value in headers.items():

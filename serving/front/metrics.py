@@ -42,7 +42,6 @@ class VersionMetrics:
         self.batch_size: Callable[[float], None] = metrics.batch_size.labels(model, version).observe
         self.queue_seconds: Callable[[float], None] = metrics.queue_seconds.labels(model, version).observe
         self.run_seconds: Callable[[float], None] = metrics.run_seconds.labels(model, version).observe
-        self.in_flight = 0
 
     def answered(self, status: int, seconds: float) -> None:
         """A request has its answer."""
@@ -143,10 +142,6 @@ class Metrics:
                 versions.pop(next(iter(versions))).remove()
         return found
 
-    def in_flight(self, model: str) -> int:
-        """Requests of a model that have no answer yet."""
-        return sum(version.in_flight for version in self._versions.get(model, {}).values())
-
     def batch(self, model: str, version: str, size: int, queue_seconds: Sequence[float], run_seconds: float) -> None:
         found = self.of(model, version)
         found.batch_size(size)
@@ -192,7 +187,7 @@ class Gauges:
         )
         for name, model in self._models.items():
             state, bundle = model.state, model.bundle
-            in_flight.add_metric([name], self._metrics.in_flight(name))
+            in_flight.add_metric([name], state.outstanding)
             queue.add_metric([name], state.queue_length)
             workers.add_metric([name, "up"], state.workers_up)
             workers.add_metric([name, "wanted"], state.workers_wanted)

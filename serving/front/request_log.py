@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     """Name of the API key."""
     count: int = 0
     """Instances."""
-    predictions: list[Any] = []
+    predictions: Sequence[Any] = ()
     """[label, score] of each where there are labels."""
     inputs_sha256: str = ""
     error: str = ""

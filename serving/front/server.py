@@ -75,9 +75,9 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        handshake = {} if tls is None else {"ssl_handshake_timeout": wire.limits.head_seconds}
+        handshake = None if tls is None else wire.limits.head_seconds
         listener = await loop.create_server(
-            lambda: Connection(wire), sock=listening, backlog=BACKLOG, ssl=tls, **handshake
+            lambda: Connection(wire), sock=listening, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake
         )
         starter = Starter(args, metrics)
         try:
