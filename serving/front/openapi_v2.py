@@ -97,7 +97,9 @@ def model_paths(codec: Codec, position: int, most: int) -> Json:
         found[f"{path}/infer"] = {"post": _infer(codec, f"v2_infer_{position}{suffix}", most)}
     loaded = closed({"name": {"type": "string"}, "version": {"type": "string"}})
     load = operation(f"v2_load_{position}", "Load it again from its folder", {"200": ("What is served now.", loaded)})
-    load["requestBody"] = _optional({"type": "object", "properties": {"parameters": {"const": {}}}})
+    load["requestBody"] = _optional(
+        {"type": "object", "properties": {"parameters": {"type": ["object", "null"], "maxProperties": 0}}}
+    )
     load["responses"] |= answers(_ERROR, 400, 401, 403, 404, 409, 413, 415, 429, 500, 503)
     found[f"/v2/repository/models/{in_path(codec.name)}/load"] = {"post": {**load, **_TAG}}
     return found

@@ -65,7 +65,7 @@ def parameter(name: str) -> Json:
     known: dict[str, Json] = {
         "X-Deadline-Ms": {
             "description": "Milliseconds in which the answer must be there; else 504.",
-            "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400_000},
+            "schema": {"type": "number", "exclusiveMinimum": 0},
         },
         "X-Request-Id": {
             "description": "Comes back in the answer, and stands in the log; replaced where it is an odd one.",

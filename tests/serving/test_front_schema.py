@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def test_schemathesis_finds_nothing(front: FrontServer, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{front.port}/openapi.json"
     examples, seed = str(soak.choose(3, 50)), str(soak.draw().randrange(1 << 30))
     command = [sys.executable, "-m", "schemathesis.cli", "run", url, "--max-examples", examples, "--seed", seed]
+    if not soak.IN_FULL:  # the same again under other paths
+        command += ["--exclude-path-regex", "versions|%20"]
     done = subprocess.run(
         [*command, "--no-color"],
         cwd=tmp_path,
@@ -48,9 +51,9 @@ def test_thousands_of_malformed_requests_leave_the_server_healthy(front: FrontSe
     count = soak.choose(2000, 10_000)
     statuses: dict[int, int] = {}
     began = now()
-    for _ in range(count):
-        status = _send(front, draw)
-        statuses[status] = statuses.get(status, 0) + 1
+    with ThreadPoolExecutor(8) as pool:
+        for status in pool.map(lambda seed: _send(front, random.Random(seed)), draw.sample(range(1 << 30), count)):
+            statuses[status] = statuses.get(status, 0) + 1
     print(f"{count} requests in {now() - began:.0f} s: {dict(sorted(statuses.items()))}")
     assert not {status for status in statuses if status >= 500 or status in (100, 101)}, statuses
     assert statuses.get(400, 0) > count / 10
@@ -72,10 +75,9 @@ def _send(front: FrontServer, draw: random.Random) -> int:
     with socket.create_connection(("127.0.0.1", front.port), timeout=30) as connection:
         try:
             connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR) if draw.random() < 0.5 else None
-            if draw.random() < 0.1:
+            if draw.random() < 0.2:
                 return 0  # hangs up without having read
-            connection.settimeout(10)
+            connection.settimeout(2)  # some are the beginning of a request that may go on
             answer = connection.recv(4096)
             if b"connection: close" in answer:
                 answer += read_all(connection)
