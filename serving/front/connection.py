@@ -298,7 +298,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _too_large(self) -> None:
-        self._refuse(413, f"the body is larger than {self.wire.limits.body >> 20} MiB, the most that is taken here")
+        most = f"{self.wire.limits.body / (1 << 20):.3g} MiB"
+        self._refuse(413, f"the body is larger than {most}, the most that is taken here")
 
     def _refuse(self, status: int, message: str, headers: bytes = b"") -> None:
         """Answer what is being read, and end the connection: the rest of the request is not looked at."""

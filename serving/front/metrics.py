@@ -171,9 +171,9 @@ class Metrics:
 class Gauges:
     """What is looked up at the moment of asking."""
 
-    def __init__(self, metrics: Metrics, models: Mapping[str, Any], lost_lines: Callable[[], int]) -> None:
+    def __init__(self, models: Mapping[str, Any], lost_lines: Callable[[], int]) -> None:
         """`models`: served models by name, with `bundle` and `state`."""
-        self._metrics, self._models, self._lost_lines = metrics, models, lost_lines
+        self._models, self._lost_lines = models, lost_lines
 
     def collect(self) -> Iterable[Metric]:
         """Called by the registry."""

@@ -64,7 +64,7 @@ class Server:
         log = RequestLog(args.request_log, loop) if args.request_log else None
         metrics = Metrics()
         served = Served(metrics)
-        metrics.registry.register(Gauges(metrics, served.models, lambda: log.lost if log else 0))
+        metrics.registry.register(Gauges(served.models, lambda: log.lost if log else 0))
         access = Access(args.api_keys, args.admin_keys, args.rate_limit)
         rules = Rules(args.deadline_ms / 1e3, args.queue, args.request_log_hash)
         self._app = app = App(served, access, metrics, log, rules)
