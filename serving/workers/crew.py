@@ -16,7 +16,7 @@ from serving.workers.nursery import Nursery
 from serving.workers.observer import Observer
 from serving.workers.queue import Taken
 from serving.workers.settings import Settings
-from serving.workers.worker import StartFailed, Worker
+from serving.workers.worker import StartFailed, Unborn, Worker
 
 if TYPE_CHECKING:
     from serving.workers.messages import Item
@@ -70,9 +70,9 @@ class Crew:
         """
         try:
             async with asyncio.timeout(self._settings.start_seconds):
-                await (await self._spawn(verify=True)).verified()
-                for _ in range(self._settings.workers - 1):
-                    await self._spawn(verify=False)
+                await (await self._spawn(0, verify=True)).verified()
+                for place in range(1, self._settings.workers):
+                    await self._spawn(place, verify=False)
                 ready = await asyncio.gather(*(worker.ready() for worker in self.workers))
         except BaseException as error:
             await asyncio.gather(*(worker.kill() for worker in self.workers))
@@ -100,12 +100,8 @@ class Crew:
         for worker in self.workers:
             worker.strike()
 
-    async def _spawn(self, verify: bool, place: int | None = None) -> Worker:
-        worker = Worker(self._answered, self._lost)
-        if place is None:
-            self.workers.append(worker)
-        else:
-            self.workers[place] = worker
+    async def _spawn(self, place: int, verify: bool) -> Worker:
+        """A worker in that place that has been given its work. Raises StartFailed."""
         settings = self._settings
         load = Load(
             path=str(self._bundle.path),
@@ -115,6 +111,14 @@ class Crew:
             max_batch=largest_batch(self._bundle, settings),
             verify=verify,
         )
+        try:
+            return await self._given(place, load)
+        except Unborn:  # there is a new zygote by the next order
+            return await self._given(place, load)
+
+    async def _given(self, place: int, load: Load) -> Worker:
+        worker = Worker(self._answered, self._lost)
+        self.workers[place : place + 1] = [worker]
         await worker.start(self._nursery, modules_for(self._bundle), load)
         return worker
 
@@ -137,7 +141,7 @@ class Crew:
         try:
             async with asyncio.timeout(self._settings.start_seconds):
                 # The files may have changed since the first looked at them.
-                await (await self._spawn(verify=True, place=place)).ready()
+                await (await self._spawn(place, verify=True)).ready()
         except (StartFailed, TimeoutError) as error:
             worker = self.workers[place]
             await worker.kill()

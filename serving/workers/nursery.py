@@ -83,9 +83,8 @@ class Nursery:
                     self._control.send(msgspec.json.encode(Order(new[start : start + NAMES_AT_ONCE])))
 
     async def close(self) -> None:
-        """End the zygote; workers live on."""
+        """End the zygote; workers live on, and this process stays the parent of orphans."""
         self._let_go()
-        kinship.adopt_orphans(False)
         process, self._process = self._process, None
         if process is None:
             return

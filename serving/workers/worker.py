@@ -47,6 +47,10 @@ class StartFailed(Exception):
         """It is the bundle that is wrong: it would fail each time."""
 
 
+class Unborn(StartFailed):
+    """There was nobody to fork it."""
+
+
 class Worker:
     """A process that answers batches in the order in which they are sent."""
 
@@ -68,7 +72,12 @@ class Worker:
             future.add_done_callback(_look_at)
 
     async def start(self, nursery: Nursery, modules: list[str], load: Load) -> None:
-        """Have it forked and given its work; `verified` and `ready` tell the rest. Raises StartFailed."""
+        """Have it forked and given its work; `verified` and `ready` tell the rest.
+
+        Raises:
+            Unborn: the zygote ended before it could fork; the next one will.
+            StartFailed: it can't be forked.
+        """
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with theirs:
@@ -82,6 +91,9 @@ class Worker:
         except OSError as error:
             raise StartFailed(f"can't start a worker: {error.strerror or error}") from error
         self._link.send(encode(load))
+        await self._met.wait()
+        if self.pid is None:
+            await self.ready()  # raises
 
     async def verified(self) -> None:
         """Once it has compared the bundle's hashes. Raises StartFailed."""
@@ -148,7 +160,8 @@ class Worker:
     def _end_of_link(self) -> None:
         self.is_up = False
         self.died_early = not self._ready.done()
-        self._fail(StartFailed("a worker died while it started"))
+        early = "a worker died while it started"
+        self._fail(StartFailed(early) if self.pid is not None else Unborn("the process that forks workers died"))
         self._met.set()
         self._gone.set()
         self._lost(self)

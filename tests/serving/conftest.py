@@ -11,6 +11,7 @@ import pytest
 import summing
 from front_server import FrontServer
 
+from serving.workers import kinship
 from serving.workers.nursery import Nursery
 
 MAX_PIXELS = 10_000_000
@@ -55,6 +56,7 @@ def nursery() -> Iterator[Nursery]:
     nursery = Nursery.open(MAX_PIXELS)
     yield nursery
     asyncio.run(nursery.close())
+    kinship.adopt_orphans(False)  # other tests look at what their processes leave behind
 
 
 @pytest.fixture(scope="session")

@@ -256,6 +256,7 @@ def pictures(folder: Path) -> Path:
     folder.mkdir()
     example = (torch.ones(2, 1, 2, 2, dtype=torch.uint8),)
     program = torch.export.export(Mean(), example, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program._example_inputs = None  # they would be pickled
     torch.export.save(program, folder / "program.pt2")
     golden = {"request": [[1, 1], [1, 1]], "outputs": {"mean": [1.0]}}
     (folder / "golden.jsonl").write_text(json.dumps(golden) + "\n")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import BadInput
@@ -16,6 +16,7 @@ from serving.workers.messages import Batch, Load, decode, encode, pack, size_of,
 from serving.workers.wire import ALIGNMENT, SCRATCH, Reader, frame
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 3 * SCRATCH)), max_size=6),
     st.lists(st.integers(1, 2 * SCRATCH), min_size=1, max_size=20),
