@@ -270,7 +270,9 @@ def test_a_good_request_before_a_malformed_one_is_answered(server: Running) -> N
 
 @pytest.mark.parametrize("many", [True, False])
 def test_too_much_of_headers(server: Running, many: bool) -> None:
-    lines = b"".join(b"h%d: x\r\n" % i for i in range(MOST_HEADERS + 1)) if many else b"h: %b\r\n" % bytes(b"x" * 40_000)
+    lines = (
+        b"".join(b"h%d: x\r\n" % i for i in range(MOST_HEADERS + 1)) if many else b"h: %b\r\n" % bytes(b"x" * 40_000)
+    )
     assert statuses(server.send(b"GET /x HTTP/1.1\r\nHost: h\r\n" + lines + b"\r\n")) == [431]
 
 
