@@ -1,8 +1,8 @@
 """Is the file of a torch.export program data alone? torch's loader would run what a forged one asks for.
 
-It unpickles members of the archive, looks functions up by their names, evaluates expressions of sizes as Python, imports
-modules named by tree structures, and loads native code beside the program. So everything is looked at before: members,
-operators, expressions and structures are those that `trainer export` writes, or the file is refused.
+It unpickles members of the archive, looks functions up by their names, evaluates expressions of sizes as Python,
+imports modules named by tree structures, and loads native code beside the program. So everything is looked at before:
+members, operators, expressions and structures are those that `trainer export` writes, or the file is refused.
 """
 
 from __future__ import annotations
