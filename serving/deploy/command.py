@@ -41,7 +41,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("replicas", "N", "fewest servers"),
         ("max-replicas", "N", "most servers"),
         ("cpu", "N", "cores of one server"),
-        ("memory", "SIZE", "memory of one server"),
         ("gpus", "N", "GPUs of one server"),
         ("workers", "N", "processes that run the model, of one server"),
         ("max-batch", "N", "largest batch"),
@@ -61,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default = getattr(defaults, name.replace("-", "_"))
         shown = f" ({default})" if default else ""
         parser.add_argument(f"--{name}", metavar=metavar, type=type(default), default=default, help=f"{text}{shown}")
+    parser.add_argument("--memory", metavar="SIZE", default="", help="memory of one server (by the bundle's size)")
     parser.add_argument("--expose", choices=["ingress", "gateway", "none"], default="none", help="to outside (none)")
     parser.add_argument("--api-keys", action="store_true", help="ask for keys, which come from a secret")
 
@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
     bundle = Bundle.read(args.bundle)
     found = facts.read(bundle, args.gpus)
     image = args.image or f"{found.label}:{found.version}"
-    chosen = Options(**{**{item.name: getattr(args, item.name) for item in fields(Options)}, "image": image})
+    memory = args.memory or found.memory(max(1, args.workers))
+    given = {item.name: getattr(args, item.name) for item in fields(Options)}
+    chosen = Options(**{**given, "image": image, "memory": memory})
     options.check(chosen)
     files = rendered(args.target, found, chosen)
     output = Path(args.output or f"deploy/{args.target}")

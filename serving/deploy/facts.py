@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from serving.bundle import Bundle
 from serving.deploy import pins
 from serving.errors import BadBundle
 
+LANGUAGE = "transformers"
+"""The runtime of language models."""
 MEASUREMENTS = "measurements.json"
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What may be written into a Dockerfile or a query without quoting."""
@@ -29,8 +32,8 @@ class Facts:
     task: str
     runtime: str
     dtype: str
-    files: tuple[str, ...]
-    """Paths in the bundle, `bundle.json` among them."""
+    size: int
+    """Bytes of all files."""
     in_flight: int | None
     """Requests in flight that one server bears, as measured at export; None where that was not measured."""
     measured_on: str
@@ -39,6 +42,16 @@ class Facts:
     """`3.11`: what the bundle was made with."""
     requirements: tuple[str, ...]
     """`name==version` of all that serving this bundle needs."""
+
+    @property
+    def starts_within(self) -> int:
+        """Seconds to load, replay the golden requests and warm up."""
+        return 600 if self.runtime == LANGUAGE else 300
+
+    def memory(self, workers: int) -> str:
+        """What a server is given: each worker holds the program, and once more while it is loaded or reloaded."""
+        gib = 1 + workers * (0.5 + 2 * self.size / 2**30)
+        return f"{max(2, math.ceil(gib))}Gi"
 
     @property
     def label(self) -> str:
@@ -62,7 +75,7 @@ def read(bundle: Bundle, gpus: int = 0) -> Facts:
         task=bundle.task,
         runtime=bundle.program.runtime,
         dtype=bundle.program.dtype,
-        files=("bundle.json", *sorted(bundle.files)),
+        size=sum(int(entry["size"]) for entry in bundle.files.values()),
         in_flight=max(1, int(in_flight)) if in_flight is not None else None,
         measured_on=str(capacity.get("machine", "the exporting machine")) if in_flight is not None else "",
         python=f"{sys.version_info.major}.{sys.version_info.minor}",

@@ -13,8 +13,6 @@ GRACE = 10
 """Seconds beyond the drain before a container is killed."""
 UNDRAINED = 5
 """Seconds in which Kubernetes takes a pod out of its endpoints, before the server is told to drain."""
-STARTS_WITHIN = 300
-"""Seconds to load, replay the golden requests and warm up."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from serving.deploy.facts import Facts
-from serving.deploy.options import STARTS_WITHIN, UID, UNDRAINED, Options
+from serving.deploy.options import UID, UNDRAINED, Options
 
 PORT = "http"
 """The name of the container's and the services' port."""
@@ -89,7 +89,7 @@ def container(facts: Facts, options: Options) -> dict[str, Any]:
         "args": _arguments(options),
         "envFrom": [{"configMapRef": {"name": facts.label}}],
         "ports": [{"name": PORT, "containerPort": options.port, "protocol": "TCP"}],
-        **probes(),
+        **probes(facts),
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(UNDRAINED)]}}},
         "resources": resources(options),
         "securityContext": restricted(),
@@ -97,14 +97,14 @@ def container(facts: Facts, options: Options) -> dict[str, Any]:
     }
 
 
-def probes() -> dict[str, Any]:
+def probes(facts: Facts) -> dict[str, Any]:
     """Ready once the golden requests are answered right; live as long as the front answers."""
     return {
         "startupProbe": {
             "httpGet": {"path": "/ready", "port": PORT},
             "periodSeconds": STARTUP_PERIOD,
             "timeoutSeconds": 3,
-            "failureThreshold": STARTS_WITHIN // STARTUP_PERIOD,
+            "failureThreshold": facts.starts_within // STARTUP_PERIOD,
         },
         "readinessProbe": {
             "httpGet": {"path": "/ready", "port": PORT},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploying import doubling_bundle
+from deploying import paper_bundle
 from harness import environment
 
 from serving.bundle import Bundle
@@ -22,7 +22,7 @@ from serving.errors import BadBundle, Mistake
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     capacity = {"hpa_target_in_flight": 17, "machine": "a machine"}
-    return doubling_bundle(tmp_path_factory.mktemp("bundles") / "doubled", {"capacity": capacity})
+    return paper_bundle(tmp_path_factory.mktemp("bundles") / "doubled", {"capacity": capacity})
 
 
 def render(*words: str) -> int:
@@ -70,7 +70,7 @@ def test_it_does_not_write_over_files_unasked(bundle: Bundle, tmp_path: Path) ->
 
 
 def test_a_changed_bundle_is_not_put_into_an_image(bundle: Bundle, tmp_path: Path) -> None:
-    copy = doubling_bundle(tmp_path / "copy")
+    copy = paper_bundle(tmp_path / "copy")
     (copy.path / "program.pt2").write_bytes(b"another")
     with pytest.raises(BadBundle, match=r"program\.pt2"):
         render(str(copy.path), "--target", "docker", "--output", str(tmp_path / "out"))
@@ -78,7 +78,7 @@ def test_a_changed_bundle_is_not_put_into_an_image(bundle: Bundle, tmp_path: Pat
 
 
 def test_damaged_measurements_are_told(tmp_path: Path) -> None:
-    copy = doubling_bundle(tmp_path / "copy", {"capacity": {}})
+    copy = paper_bundle(tmp_path / "copy", {"capacity": {}})
     assert facts.read(copy).in_flight is None
     (copy.path / "measurements.json").write_text("{")
     with pytest.raises(BadBundle, match=r"measurements\.json can't be read"):
@@ -102,6 +102,16 @@ def test_damaged_measurements_are_told(tmp_path: Path) -> None:
 def test_options_that_can_not_be_are_refused(chosen: dict[str, Any], text: str) -> None:
     with pytest.raises(Mistake, match=text):
         check(Options(**{"image": "x:1", **chosen}))
+
+
+def test_memory_and_time_to_start_follow_from_the_bundle() -> None:
+    import dataclasses
+
+    from deploying import FACTS
+
+    large = dataclasses.replace(FACTS, size=3 << 30, runtime="transformers")
+    assert (FACTS.memory(1), FACTS.memory(4), large.memory(1)) == ("2Gi", "4Gi", "8Gi")
+    assert (FACTS.starts_within, large.starts_within) == (300, 600)
 
 
 def test_a_pipeline_wants_a_registry(bundle: Bundle) -> None:
@@ -130,7 +140,7 @@ def test_names_as_dns_allows_them(name: str, label: str) -> None:
 def test_a_name_that_would_break_out_of_a_file_is_refused(tmp_path: Path) -> None:
     import dataclasses
 
-    bundle = dataclasses.replace(doubling_bundle(tmp_path / "b"), name='x"\nRUN evil')
+    bundle = dataclasses.replace(paper_bundle(tmp_path / "b"), name='x"\nRUN evil')
     with pytest.raises(BadBundle, match="can't stand in files"):
         facts.read(bundle)
 

@@ -14,33 +14,30 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import language_bundles
 import pytest
 from deploying import FACTS, IMAGE, doubling_bundle, files_of, written
 from harness import ROOT
+from packaging.utils import canonicalize_name
 from processes import wait_until
 
 from serving.bundle import Bundle
 from serving.deploy import facts, pins, writing
 from serving.deploy.command import rendered
 from serving.deploy.options import Options
+from serving.deploy.targets import sagemaker
 from trainer.local_ranks import free_port
 
 ONLY_PINNED = """
-import importlib.metadata, sys, os
-allowed = {name.lower().replace("_", "-") for name in os.environ["PINNED"].split()}
-theirs = {}
-for module, names in importlib.metadata.packages_distributions().items():
-    theirs[module] = {name.lower().replace("_", "-") for name in names}
+import sys
+HIDDEN = set({hidden})
 class Image:
     def __init__(self, finder):
         self.finder = finder
     def __getattr__(self, name):
         return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):
-        top = name.partition(".")[0]
-        if top in ("trainer", "recipes") or (top in theirs and not theirs[top] & allowed):
-            return None
-        return self.finder.find_spec(name, path, target)
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
 sys.meta_path[:] = [Image(finder) for finder in sys.meta_path]
 """
 """A `sitecustomize` that hides every package that the image would not have."""
@@ -50,20 +47,25 @@ sys.meta_path[:] = [Image(finder) for finder in sys.meta_path]
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A build context of a real bundle, with a `sitecustomize` beside it that keeps to its requirements."""
     folder = tmp_path_factory.mktemp("context")
-    bundle = doubling_bundle(folder / "from")
+    return made(doubling_bundle(folder / "from"), folder)
+
+
+def made(bundle: Bundle, folder: Path) -> Path:
     found = facts.read(bundle)
     files = rendered("docker", found, Options(image=IMAGE))
     writing.write(files, folder / "image", force=False)
     writing.add_context(folder / "image", bundle)
+    pinned = {line.partition("==")[0] for line in found.requirements}
+    names = importlib.metadata.packages_distributions()
+    hidden = [name for name, bringing in names.items() if not pinned & {str(canonicalize_name(n)) for n in bringing}]
     (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(ONLY_PINNED)
+    text = ONLY_PINNED.replace("{hidden}", repr(sorted({*hidden, "trainer", "recipes"} - {"serving"})))
+    (folder / "site" / "sitecustomize.py").write_text(text)
     return folder
 
 
 def in_image(context: Path, *arguments: str) -> dict[str, Any]:
     """What starts a program as the image would: its own copy of the server, only pinned packages, an empty home."""
-    lines = (context / "image" / "requirements.txt").read_text().splitlines()
-    pinned = " ".join(line.partition("==")[0] for line in lines if not line.startswith("#"))
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": f"{context / 'site'}{os.pathsep}{context / 'image'}",
@@ -71,7 +73,6 @@ def in_image(context: Path, *arguments: str) -> dict[str, Any]:
         "PYTHONSAFEPATH": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "HOME": "/tmp",
-        "PINNED": pinned,
     }
     # In another folder, and the editable install of this repository comes after the copy.
     return {"args": [sys.executable, "-m", *arguments], "cwd": context, "env": environment}
@@ -142,6 +143,16 @@ def test_the_context_answers_its_golden_requests_without_trainer_or_unpinned_pac
     assert hidden.returncode != 0 and "No module named trainer" in hidden.stderr
 
 
+def test_a_language_models_context_answers_its_golden_prompts(tmp_path: Path) -> None:
+    context = made(language_bundles.write(tmp_path / "from", adapters=["polite"]), tmp_path)
+    pinned = (context / "image" / "requirements.txt").read_text()
+    assert "\ntransformers==" in pinned and "\npeft==" in pinned and "\nlightning" not in pinned
+    done = run(context, "serving.deploy.check", "image/bundle")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["ok"] and told["golden"] == 5
+
+
 def test_hashes_are_checked_without_any_package(context: Path) -> None:
     command = in_image(context, "serving.deploy.check", "--hashes-only", "image/bundle")
     command["args"][1:1] = ["-S"]  # no site-packages at all
@@ -160,15 +171,15 @@ def test_a_changed_byte_is_found(context: Path, tmp_path: Path) -> None:
 
 
 def test_the_context_serves(context: Path) -> None:
-    """The command of the image itself, but for its port and its address."""
-    if importlib.util.find_spec("serving.__main__") is None:
-        pytest.skip("this version has no server yet")
+    """The command of the image itself, but for its port and its address; with SageMaker's paths."""
     text = (context / "image" / "Dockerfile").read_text()
     arguments = json.loads(re.search(r"^CMD (\[.*\])$", text, re.M)[1])  # type: ignore[index]
     port = str(free_port())
     arguments[0] = str(context / "image" / "bundle")
     arguments[arguments.index("--host") + 1] = "127.0.0.1"
     arguments[arguments.index("--port") + 1] = port
+    for path, ours in sagemaker.ALIASES.items():
+        arguments += ["--alias", f"{path}={ours}"]
     url = f"http://127.0.0.1:{port}"
     log = context / "server.log"
     with log.open("wb") as stream:
@@ -177,13 +188,14 @@ def test_the_context_serves(context: Path) -> None:
 
         def is_ready() -> bool:
             assert server.poll() is None, log.read_text()
-            return run(context, "serving.deploy.probe", f"{url}/ready").returncode == 0
+            return run(context, "serving.deploy.probe", f"{url}/ping").returncode == 0
 
         wait_until(is_ready, "the server of the context", deadline=120, pause=0.2)
         body = json.dumps({"instances": [[1, 2, 3]]}).encode()
-        request = urllib.request.Request(f"{url}/predict", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            assert json.load(answer)["predictions"] == [{"y": [2.0, 4.0, 6.0]}]
+        for path in ("/predict", "/invocations"):
+            request = urllib.request.Request(f"{url}{path}", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                assert json.load(answer)["predictions"] == [{"y": [2.0, 4.0, 6.0]}]
         server.terminate()
         assert server.wait(60) == 0, log.read_text()
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.deploy import cluster, network, pod, scaling
 from serving.deploy.facts import Facts
-from serving.deploy.options import STARTS_WITHIN, UID, Options
+from serving.deploy.options import UID, Options
 from serving.deploy.yaml_text import yaml_text
 
 STEPS = (10, 50)
@@ -87,7 +87,7 @@ def _rollout(facts: Facts, options: Options) -> dict[str, Any]:
         "metadata": pod.metadata(facts),
         "spec": {
             "revisionHistoryLimit": 5,
-            "progressDeadlineSeconds": STARTS_WITHIN * 2,
+            "progressDeadlineSeconds": facts.starts_within * 2,
             "progressDeadlineAbort": True,
             "minReadySeconds": 5,
             "selector": {"matchLabels": pod.selector(facts)},

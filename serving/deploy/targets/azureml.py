@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.deploy import scaling
 from serving.deploy.facts import Facts
-from serving.deploy.options import STARTS_WITHIN, Options
+from serving.deploy.options import Options
 from serving.deploy.targets import docker
 from serving.deploy.yaml_text import yaml_text
 
@@ -74,6 +74,6 @@ def _deployment(facts: Facts, options: Options, endpoint: str, name: str) -> dic
             "max_concurrent_requests_per_instance": 2 * scaling.in_flight_target(facts, options),
         },
         "liveness_probe": {**probe, "initial_delay": 10, "failure_threshold": 3},
-        "readiness_probe": {**probe, "initial_delay": 5, "failure_threshold": STARTS_WITHIN // 10},
+        "readiness_probe": {**probe, "initial_delay": 5, "failure_threshold": facts.starts_within // 10},
         "tags": {"version": facts.version, "runtime": facts.runtime},
     }

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from serving.deploy.facts import Facts
-from serving.deploy.options import STARTS_WITHIN, UID, Options
+from serving.deploy.options import UID, Options
 from serving.deploy.yaml_text import comment
 from serving.errors import Mistake
 
@@ -42,7 +42,7 @@ def image(facts: Facts, options: Options, command: str, extra: str = "", health:
         "name": facts.name,
         "port": str(options.port),
         "runtime": facts.runtime,
-        "starts_within": str(STARTS_WITHIN),
+        "starts_within": str(facts.starts_within),
         "task": facts.task,
         "uid": str(UID),
         "version": facts.version,

@@ -46,18 +46,18 @@ def _service(facts: Facts, options: Options) -> dict[str, Any]:
                 "scaleMetric": "concurrency",
                 "scaleTarget": scaling.in_flight_target(facts, options),
                 "timeout": 60,
-                "containers": [_container(options)],
+                "containers": [_container(facts, options)],
                 "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}}],
             }
         },
     }
 
 
-def _container(options: Options) -> dict[str, Any]:
+def _container(facts: Facts, options: Options) -> dict[str, Any]:
     environment = [{"name": "PROTOCOL", "value": "v2"}]
     if options.storage_uri:
         environment.append({"name": "STORAGE_URI", "value": options.storage_uri})
-    probes = pod.probes()
+    probes = pod.probes(facts)
     for probe in probes.values():
         probe["httpGet"]["port"] = options.port
     return {

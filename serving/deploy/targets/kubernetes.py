@@ -6,7 +6,7 @@ from typing import Any
 
 from serving.deploy import cluster, network, pod, scaling
 from serving.deploy.facts import Facts
-from serving.deploy.options import STARTS_WITHIN, Options
+from serving.deploy.options import Options
 from serving.deploy.yaml_text import yaml_text
 
 
@@ -41,7 +41,7 @@ def render(facts: Facts, options: Options) -> dict[str, str]:
 def _about(facts: Facts, options: Options) -> str:
     text = (
         f"The server's pods. Change: image (now {options.image}; pin it by digest), resources.\n"
-        f"A pod gets traffic once its golden requests are answered as in training, within {STARTS_WITHIN} s."
+        f"A pod gets traffic once its golden requests are answered as in training, within {facts.starts_within} s."
     )
     if options.api_keys:
         text += (
@@ -58,7 +58,7 @@ def _deployment(facts: Facts, options: Options) -> dict[str, Any]:
         # Without `replicas`: the autoscaler's number would be overwritten by every apply.
         "spec": {
             "revisionHistoryLimit": 5,
-            "progressDeadlineSeconds": STARTS_WITHIN * 2,
+            "progressDeadlineSeconds": facts.starts_within * 2,
             "minReadySeconds": 5,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "selector": {"matchLabels": pod.selector(facts)},

@@ -8,7 +8,7 @@ from typing import Any
 
 from serving.deploy import scaling
 from serving.deploy.facts import Facts
-from serving.deploy.options import STARTS_WITHIN, Options
+from serving.deploy.options import Options
 from serving.deploy.targets import docker
 from serving.deploy.yaml_text import yaml_text
 
@@ -78,7 +78,7 @@ def _endpoint(facts: Facts, options: Options) -> dict[str, Any]:
         "InstanceType": {"Ref": "InstanceType"},
         "InitialInstanceCount": options.replicas,
         "InitialVariantWeight": 1,
-        "ContainerStartupHealthCheckTimeoutInSeconds": STARTS_WITHIN,
+        "ContainerStartupHealthCheckTimeoutInSeconds": facts.starts_within,
     }
     tags = [{"Key": "model", "Value": facts.name}, {"Key": "version", "Value": facts.version}]
     return {

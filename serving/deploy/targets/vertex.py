@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from serving.deploy.facts import Facts
-from serving.deploy.options import STARTS_WITHIN, Options
+from serving.deploy.options import Options
 from serving.deploy.targets import docker
 
 CONTEXT = "image"
@@ -48,7 +48,7 @@ def _model(facts: Facts, options: Options) -> dict[str, Any]:
                 "ports": [{"containerPort": options.port}],
                 "predictRoute": "/predict",
                 "healthRoute": "/ready",
-                "deploymentTimeout": f"{STARTS_WITHIN * 2}s",
+                "deploymentTimeout": f"{facts.starts_within * 2}s",
             },
         }
     }
