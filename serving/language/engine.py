@@ -125,7 +125,7 @@ class Engine:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "serving.language.worker", str(theirs.fileno())),
+                *("-m", f"serving.language.{settings.worker()}", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, **_environment(threads)},

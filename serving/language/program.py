@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import warnings
@@ -12,17 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging
 
-from serving.errors import BadBundle, BadInput
+from serving.errors import BadBundle
+from serving.language.prompts import Prompts
 from serving.language.rows import Rows, keys_and_values
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-class Program:
+class Program(Prompts):
     """A model that reads prompts one by one, and makes a token for each row of a batch."""
 
     def __init__(self, folder: Path, adapters: Mapping[str, Path], dtype: str, device: str = "auto") -> None:
@@ -33,7 +33,7 @@ class Program:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+                super().__init__(folder)
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     str(folder), dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
                 )
@@ -42,8 +42,6 @@ class Program:
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             first = str(error).strip().partition("\n")[0]
             raise BadBundle(f"{folder}: can't be loaded ({type(error).__name__}: {first})") from error
-        # Texts are encoded in another thread than they are decoded in, and a tokenizer is not for two.
-        self._encoder = copy.deepcopy(self.tokenizer)
         self.adapters = tuple(adapters)
         self.context = _context(self.base.config.get_text_config(), folder)
         self.vocabulary = int(self.base.get_input_embeddings().weight.shape[0])
@@ -94,26 +92,6 @@ class Program:
         rows.advance()
         logits: Tensor = made.logits[:, -1]
         return logits
-
-    def encode(self, text: str) -> list[int]:
-        """A prompt of plain text, with the special tokens that the tokenizer puts around one."""
-        return list(self._encoder(text).input_ids)
-
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """A conversation by the model's chat template, open for an answer.
-
-        Raises BadInput for what the template refuses, e.g. a role that it does not know.
-        """
-        if self._encoder.chat_template is None:
-            raise BadInput("messages", "this model has no chat template; use /v1/completions")
-        from jinja2 import TemplateError
-
-        try:
-            text = self._encoder.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            first = str(error).strip().partition("\n")[0]
-            raise BadInput("messages", f"the model's chat template refuses them: {first}") from error
-        return list(self._encoder(text, add_special_tokens=False).input_ids)
 
 
 def _with_adapters(base: Any, adapters: Mapping[str, Path]) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from serving.errors import Mistake
 from serving.workers.settings import cores
 
 Runtime = Literal["auto", "transformers", "vllm"]
@@ -41,3 +44,13 @@ class LanguageSettings:
     def threads_used(self) -> int:
         """Threads of the engine."""
         return self.threads or cores()
+
+    def worker(self) -> str:
+        """The module of the engine's process. Raises Mistake for a vLLM that is not installed."""
+        has_vllm = importlib.util.find_spec("vllm") is not None
+        if self.runtime == "vllm" and not has_vllm:
+            raise Mistake("runtime vllm: vLLM is not installed; install it, or take transformers")
+        has_gpu = self.device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*"))
+        return (
+            "vllm_worker" if self.runtime == "vllm" or (self.runtime == "auto" and has_gpu and has_vllm) else "worker"
+        )

@@ -16,8 +16,6 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from serving.bundle import Bundle
 from serving.errors import BadBundle, BadInput, Mistake, ServingError
 from serving.language.memory import room
@@ -71,10 +69,7 @@ class Line:
 
 def main(descriptor: int) -> int:
     """Serve until the front closes the socket; 1 where the bundle can't be served."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, for the whole group: the front says when to end
-    line = Line(socket.socket(fileno=descriptor))
-    load = line.receive()
-    assert isinstance(load, Load)
+    line, load = inherited(descriptor)
     try:
         program, batch, ready = open_bundle(load)
     except (ServingError, MemoryError) as error:
@@ -89,13 +84,19 @@ def main(descriptor: int) -> int:
     return 0
 
 
+def inherited(descriptor: int) -> tuple[Line, Load]:
+    """The socket that this process was started with, and what it is to serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, for the whole group: the front says when to end
+    line = Line(socket.socket(fileno=descriptor))
+    load = line.receive()
+    assert isinstance(load, Load)
+    return line, load
+
+
 def open_bundle(load: Load) -> tuple[Program, Batch, Ready]:
     """Verify, load, replay, and with that warm up. Raises ServingError."""
     started = time.monotonic()
-    bundle = Bundle.read(load.path)
-    if bundle.version != load.version:
-        raise BadBundle(f"{load.path}: holds version {bundle.version}, not {load.version}: it was replaced meanwhile")
-    bundle.verify()
+    bundle = verified(load)
     import torch
 
     from serving.language import golden
@@ -108,13 +109,22 @@ def open_bundle(load: Load) -> tuple[Program, Batch, Ready]:
     cells = room(program, load.cells, load.max_rows)
     program.context = min(program.context, cells)
     batch = Batch(program, load.max_rows, cells, load.chunk)
-    prompts = golden.read(bundle)
-    if wrong := {entry.adapter for entry in prompts} - {None, *bundle.adapters}:
-        raise BadBundle(f"{load.path}: golden prompts of an adapter that is not there: {sorted(map(str, wrong))}")
-    replayed = golden.replay(program, batch, prompts, bundle.golden.tolerance)
-    longest = max((len(token) for token in program.tokenizer.get_vocab()), default=1)
+    replayed = golden.replay(program, batch, golden.read(bundle), bundle.golden.tolerance)
     seconds = time.monotonic() - started
-    return program, batch, Ready(program.context, cells, longest, replayed.deviation, replayed.count, seconds)
+    return (
+        program,
+        batch,
+        Ready(program.context, cells, program.longest_token, replayed.deviation, replayed.count, seconds),
+    )
+
+
+def verified(load: Load) -> Bundle:
+    """The bundle, each file compared with its hash. Raises BadBundle."""
+    bundle = Bundle.read(load.path)
+    if bundle.version != load.version:
+        raise BadBundle(f"{load.path}: holds version {bundle.version}, not {load.version}: it was replaced meanwhile")
+    bundle.verify()
+    return bundle
 
 
 class Engine:
@@ -182,25 +192,8 @@ def prepare(ask: Ask, program: Program) -> Sequence:
     from serving.language.batch import Sequence
     from serving.language.choosing import Chooser
 
-    if ask.messages is not None:
-        field, tokens = "messages", program.encode_chat(ask.messages)
-    elif isinstance(ask.prompt, list):
-        field, tokens = "prompt", ask.prompt
-        if not all(0 <= token < program.vocabulary for token in tokens):
-            raise BadInput(field, f"a token that this model does not have; it has 0 to {program.vocabulary - 1}")
-    else:
-        field, tokens = "prompt", program.encode(ask.prompt or "")
-    if not tokens:
-        raise BadInput(field, "has no tokens")
-    room_left = program.context - len(tokens)
-    wanted = ask.sampling.max_tokens
-    if room_left < max(wanted, 1):
-        rest = f" and {wanted} more are asked for" if wanted else ""
-        raise BadInput(field, f"has {len(tokens)} tokens{rest}; this model takes {program.context} in all")
-    if wrong := [token for token in ask.sampling.logit_bias if not 0 <= token < program.vocabulary]:
-        raise BadInput("logit_bias", f"token {wrong[0]} is not there; the model has 0 to {program.vocabulary - 1}")
-    sampling = replace(ask.sampling, max_tokens=wanted or room_left)
-    return Sequence(ask.id, list(tokens), Chooser(sampling), ask.adapter)
+    tokens, sampling = program.read(ask)
+    return Sequence(ask.id, tokens, Chooser(sampling), ask.adapter)
 
 
 if __name__ == "__main__":
