@@ -117,7 +117,9 @@ def test_the_alias_of_the_registry_follows(deployment: Deployment, bundles: list
     client.create_registered_model("m")
     run = client.create_run(client.create_experiment("e")).info.run_id
     tags = {"trainer.lineage": "abc", "trainer.checkpoint": "step-00000001"}
-    client.create_model_version("m", f"runs:/{run}/nine", run_id=run, tags={**tags, "trainer.checkpoint": "step-00000009"})
+    client.create_model_version(
+        "m", f"runs:/{run}/nine", run_id=run, tags={**tags, "trainer.checkpoint": "step-00000009"}
+    )
     client.create_model_version("m", f"runs:/{run}/one", run_id=run, tags=tags)
     event = {
         "event": "promoted",
