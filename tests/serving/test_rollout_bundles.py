@@ -129,7 +129,7 @@ def test_the_alias_of_the_registry_follows(deployment: Deployment, bundles: list
     }
     where = ("--alias", "champion", "--registered-model", "m", "--tracking-uri", uri)
     assert "models:/m@champion is version 2" in deployment.do("alias", *where, json.dumps(event))
-    assert client.get_model_version_by_alias("m", "champion").version == "2"
+    assert client.get_model_version_by_alias("m", "champion").version in (2, "2")
     event["run"] = {"id": "r", "lineage": "abc", "checkpoint": "step-00000005"}
     assert "trainer runs register r --name m" in deployment.do("alias", *where, json.dumps(event), code=2)
     secret = ("--alias", "a", "--registered-model", "m", "--tracking-uri", "https://me:secret@host")
