@@ -66,7 +66,8 @@ class Difference:
         """Take a batch, each of shape (B,); `share` is the chance, in (0, 1), that the new version had."""
         if not len(outcomes):
             return
-        usual = float((self._sum.sum() + 0.01) / (self._count.sum() + 1.0))  # of the past: it only narrows the bets
+        # What is usual, of the past, narrows the bets; above the share, it would widen the worst that can happen.
+        usual = np.minimum(float((self._sum.sum() + 0.01) / (self._count.sum() + 20.0)), share)
         centred = outcomes - usual
         weighted = np.where(is_new, centred / share, -centred / (1.0 - share))
         lowest = np.maximum((1.0 - usual) / (1.0 - share), usual / share)

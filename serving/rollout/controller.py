@@ -194,6 +194,9 @@ class Controller:
 
     async def close(self) -> None:
         """Write down where it stands, then end the versions that are ours."""
+        if self.rollout is not None:
+            self.rollout.weigh()
+        self._write_records()
         self._save(durable=True)
         await self._hook.close()
         before = self.watch.before if self.watch is not None else None
@@ -280,21 +283,23 @@ class Controller:
 
     async def _promote(self, decision: Decision) -> None:
         assert self.rollout is not None and self._routing.new is not None
-        before, promoted, plan = self._routing.old, self._routing.new, self.rollout.plan
+        before, promoted, rollout = self._routing.old, self._routing.new, self.rollout
+        self._write_records()
         self._routing.end(promoted)
-        self._previous_source, self.rollout = before.source, None
-        self.watch = Watch(before, plan, plan.keep_warm_seconds)
         self._tell("promote", f"{promoted.name} takes all traffic: {decision.reason}", decision.figures)
+        self._previous_source, self.rollout = before.source, None
+        self.watch = Watch(before, rollout.plan, rollout.plan.keep_warm_seconds)
         self._notify("promoted", promoted)
         self._save(durable=True)
 
     async def _rollback(self, decision: Decision) -> None:
         assert self.rollout is not None and self._routing.new is not None
         new, rollout = self._routing.new, self.rollout
+        self._write_records()
         self._routing.end(self._routing.old)
-        self.rollout = None
         counts = {"old": rollout.evidence.old.requests, "new": rollout.evidence.new.requests}
         self._tell("rollback", f"{new.name} is taken back: {decision.reason}", {**decision.figures, "requests": counts})
+        self.rollout = None
         self._save(durable=True)
         self._retire(new)
 

@@ -117,7 +117,9 @@ def test_the_alias_of_the_registry_follows(deployment: Deployment, bundles: list
     client.create_registered_model("m")
     run = client.create_run(client.create_experiment("e")).info.run_id
     tags = {"trainer.lineage": "abc", "trainer.checkpoint": "step-00000001"}
-    client.create_model_version("m", f"runs:/{run}/nine", run_id=run, tags={**tags, "trainer.checkpoint": "step-00000009"})
+    client.create_model_version(
+        "m", f"runs:/{run}/nine", run_id=run, tags={**tags, "trainer.checkpoint": "step-00000009"}
+    )
     client.create_model_version("m", f"runs:/{run}/one", run_id=run, tags=tags)
     event = {
         "event": "promoted",
@@ -127,7 +129,7 @@ def test_the_alias_of_the_registry_follows(deployment: Deployment, bundles: list
     }
     where = ("--alias", "champion", "--registered-model", "m", "--tracking-uri", uri)
     assert "models:/m@champion is version 2" in deployment.do("alias", *where, json.dumps(event))
-    assert client.get_model_version_by_alias("m", "champion").version == "2"
+    assert client.get_model_version_by_alias("m", "champion").version in (2, "2")
     event["run"] = {"id": "r", "lineage": "abc", "checkpoint": "step-00000005"}
     assert "trainer runs register r --name m" in deployment.do("alias", *where, json.dumps(event), code=2)
     secret = ("--alias", "a", "--registered-model", "m", "--tracking-uri", "https://me:secret@host")
