@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 import soak
 from front_server import FrontServer, now, read_all, until
 from harness import environment
@@ -26,6 +27,8 @@ expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
 """
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(soak.choose(300, 3600))
 def test_schemathesis_finds_nothing(front: FrontServer, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     url = f"http://127.0.0.1:{front.port}/openapi.json"
@@ -46,6 +49,8 @@ def test_schemathesis_finds_nothing(front: FrontServer, tmp_path: Path) -> None:
     _is_healthy(front)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(soak.choose(300, 3600))
 def test_thousands_of_malformed_requests_leave_the_server_healthy(front: FrontServer) -> None:
     draw = soak.draw()
     count = soak.choose(2000, 10_000)
