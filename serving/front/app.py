@@ -219,12 +219,14 @@ class App:
         if asked is None:
             return request.started + self.rules.deadline
         try:
-            seconds = float(asked) / 1000
+            milliseconds = (
+                math.nan if b"n" in asked.lower() else float(asked)
+            )  # neither `nan` nor `inf`, yet any digits
         except ValueError:
-            seconds = math.nan
-        if not 0 < seconds < math.inf:
+            milliseconds = math.nan
+        if not milliseconds > 0:
             raise Refusal(400, "expected a number of milliseconds above 0", "X-Deadline-Ms")
-        return request.started + min(seconds, self.rules.deadline)
+        return request.started + min(milliseconds / 1000, self.rules.deadline)
 
     def _identify(self, request: Request) -> None:
         """The client's own id where it is sane, else one of ours."""
