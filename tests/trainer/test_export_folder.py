@@ -78,8 +78,7 @@ def test_refusals_are_one_line(options: list[str], told: str, run: Path, tmp_pat
 
 def test_a_random_transform_is_refused(tmp_path: Path, capsys: Capture) -> None:
     transform = [{"Affine": {"rotate": [-20, 20], "p": 1.0}}]
-    data = {"name": "digits", "batch_size": 128, "transform": transform}
-    run = exported_runs.digits(tmp_path, data=data, train={"max_epochs": 1})
+    run = exported_runs.digits(tmp_path, data={"transform": transform}, train={"max_epochs": 1})
     assert _export(run, tmp_path / "b") == 2
     assert "data.transform: is random" in capsys.readouterr().err
     assert not list(tmp_path.glob("*b*/"))

@@ -37,19 +37,23 @@ def published(output: Path, force: bool) -> Iterator[Path]:
     """
     making = output.with_name(f".{output.name}.{secrets.token_hex(6)}")
     try:
-        making.parent.mkdir(parents=True, exist_ok=True)
-        making.mkdir()
+        making.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritten(output, error) from error
+    try:
         yield making
         for path in [*making.rglob("*"), making]:
             sync(path)
         _publish(making, output, force)
         sync(output.parent)
     except OSError as error:
-        raise TrainerError(
-            f"{output}: could not be written ({reason(error)}); {remedy(error)}, then export again"
-        ) from error
+        raise _unwritten(output, error) from error
     finally:
         remove(making)
+
+
+def _unwritten(output: Path, error: OSError) -> TrainerError:
+    return TrainerError(f"{output}: could not be written ({reason(error)}); {remedy(error)}, then export again")
 
 
 def _publish(making: Path, output: Path, force: bool) -> None:

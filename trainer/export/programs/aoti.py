@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import platform
 import shutil
@@ -29,11 +30,11 @@ def write(graph: torch.export.ExportedProgram, path: Path) -> None:
             raise NotHere("this CPU has no AVX2")
         options = {"cpp.march": "x86-64-v3", "cpp.simdlen": 256}
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a GPU
+    memory = io.BytesIO()  # torch's own writer ends the whole process when the disk is full
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch._inductor.aoti_compile_and_package(graph, package_path=str(path), inductor_configs=options)
+            torch._inductor.aoti_compile_and_package(graph, package_path=memory, inductor_configs=options)
     except Exception as error:  # of the compiler: about this model or this machine
         raise NotHere(f"AOTInductor: {first_line(error)}") from error
-    if not path.is_file():
-        raise NotHere("AOTInductor wrote nothing")
+    path.write_bytes(memory.getbuffer())
