@@ -14,7 +14,7 @@ from workloads import serving_models
 
 NAME = "BENCH_MODEL"
 """In the environment: mosec has the command line to itself, and its workers are processes of their own."""
-WAIT_MS = 5
+WAIT_MS = 1
 
 
 class Predictor(Worker):

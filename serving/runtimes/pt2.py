@@ -24,13 +24,23 @@ def load(path: Path, bundle: Bundle, threads: int, device: str) -> Run:
         # Not torch.export.load: that goes on with an older format, which is all pickles.
         (program,) = load_pt2(str(path)).exported_programs.values()
         # The guards are Python text, and the signature is checked before.
-        module = program.module(check_guards=False)
+        module = _lean(program.module(check_guards=False))
     except Forged as error:
         raise BadBundle(f"{path}: {error}, which no export writes, and is not loaded") from error
     except Exception as error:  # whatever the loader meets is about this file
         text = str(error).partition("\n")[0]
         raise BadBundle(f"{path}: is no program of torch.export ({type(error).__name__}: {text})") from error
     return on_torch(module.to(device), device)
+
+
+def _lean(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The program without the Python that torch.export puts around each call: flattening of nested arguments, which a
+    bundle's program does not have, and a check of shapes, which the signature has had. It takes as long as a small
+    model."""
+    module._forward_pre_hooks.clear()
+    module.graph.set_codegen(torch.fx.graph.CodeGen())
+    module.recompile()
+    return module
 
 
 def on_torch(module: torch.nn.Module, device: str) -> Run:
