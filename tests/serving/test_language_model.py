@@ -14,7 +14,7 @@ from typing import Any
 import language_bundles
 import pytest
 
-from serving.errors import BadBundle, ServingError
+from serving.errors import Mistake, ServingError
 from serving.language.messages import Ask
 from serving.language.model import LanguageModel, start
 from serving.language.observer import Silent
@@ -115,7 +115,7 @@ def test_a_reload_loses_no_request_and_a_bad_one_changes_nothing(folders: tuple[
             last = file.read(1)[0]
             file.seek(-1, os.SEEK_END)
             file.write(bytes([last ^ 1]))
-        with pytest.raises(BadBundle, match=r"model\.safetensors is not the file that was exported"):
+        with pytest.raises(Mistake, match=r"model\.safetensors is not the file that was exported"):
             await model.reload(damaged)
         assert model.bundle.version == old and model.state.ready
         await model.reload(folders[1])
