@@ -52,7 +52,7 @@ class Prompts:
             raise BadInput("messages", f"the model's chat template refuses them: {first}") from error
         return list(self._encoder(text, add_special_tokens=False).input_ids)
 
-    def read(self, ask: Ask) -> tuple[list[int], Sampling]:
+    def parse(self, ask: Ask) -> tuple[list[int], Sampling]:
         """The prompt's tokens, and the sampling with the number of tokens that fit.
 
         Raises BadInput for what does not fit the model.

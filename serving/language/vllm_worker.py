@@ -86,7 +86,7 @@ class VllmEngine:
 
     async def _answer(self, ask: Ask) -> None:
         try:
-            tokens, sampling = await asyncio.to_thread(self.prompts.read, ask)
+            tokens, sampling = await asyncio.to_thread(self.prompts.parse, ask)
             self._line.send(Begun(ask.id, len(tokens)))
             async for completion in self._generate(str(ask.id), tokens, sampling, ask.adapter):
                 logprobs = [] if sampling.logprobs is None else self._told(completion, sampling.logprobs)

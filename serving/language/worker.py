@@ -178,6 +178,10 @@ class Engine:
                 except BadInput as error:
                     self._line.send(Denied(message.id, error.field, error.message))
                     continue
+                except Exception:  # one text that a tokenizer stumbles over must not end the others' answers
+                    traceback.print_exc()
+                    self._line.send(Denied(message.id, "", "the prompt can't be read"))
+                    continue
                 self._line.send(Begun(message.id, sequence.prompt))
                 self._inbox.put(sequence)
         except (EOFError, OSError):  # the front is gone, and with it everybody who waits for an answer
@@ -192,7 +196,7 @@ def prepare(ask: Ask, program: Program) -> Sequence:
     from serving.language.batch import Sequence
     from serving.language.choosing import Chooser
 
-    tokens, sampling = program.read(ask)
+    tokens, sampling = program.parse(ask)
     return Sequence(ask.id, tokens, Chooser(sampling), ask.adapter)
 
 

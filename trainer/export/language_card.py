@@ -30,23 +30,8 @@ def card(
     measurements: dict[str, Any],
 ) -> str:
     """Markdown."""
-    base = opened.task.pretrained
     capacity = measurements["capacity"]
-    model = "the base alone; `adapters/` holds what was trained" if adapter else "the model as it was trained"
-    model = "the base with the adapter merged into it" if config.adapter is not None and adapter is None else model
-    rows = [
-        ("run, checkpoint", f"`{run.id}`, `{opened.checkpoint.path.name}`"),
-        ("lineage", f"`{json.dumps(run.record['lineage'])}`"),
-        ("fingerprint of the data", f"`{opened.task.data.fingerprint}`"),
-        ("`model/`", model),
-        ("adapter", f"`{adapter}`: ask for it as `NAME:{adapter}`" if adapter else "none beside it"),
-    ]
-    if base is not None:
-        rows += [
-            ("base", f"`{base_name(opened)}`"),
-            ("fingerprint of the base", f"`{base.fingerprint}`"),
-            ("licence of the base", base.license or "not stated by the base"),
-        ]
+    rows = _origin(opened, run, config, adapter)
     quick = [
         f"| {row['rows']} | {row['tokens_per_second']:g} | {row['seconds_between_tokens'] * 1e3:.3g} |"
         for row in capacity["rows"]
@@ -89,6 +74,26 @@ def card(
             f"{capacity['usd_per_million_tokens']:g} USD at full use.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _origin(opened: Opened, run: Run, config: RunConfig, adapter: str | None) -> list[tuple[str, str]]:
+    base = opened.task.pretrained
+    model = "the base alone; `adapters/` holds what was trained" if adapter else "the model as it was trained"
+    model = "the base with the adapter merged into it" if config.adapter is not None and adapter is None else model
+    rows = [
+        ("run, checkpoint", f"`{run.id}`, `{opened.checkpoint.path.name}`"),
+        ("lineage", f"`{json.dumps(run.record['lineage'])}`"),
+        ("fingerprint of the data", f"`{opened.task.data.fingerprint}`"),
+        ("`model/`", model),
+        ("adapter", f"`{adapter}`: ask for it as `NAME:{adapter}`" if adapter else "none beside it"),
+    ]
+    if base is not None:
+        rows += [
+            ("base", f"`{base_name(opened)}`"),
+            ("fingerprint of the base", f"`{base.fingerprint}`"),
+            ("licence of the base", base.license or "not stated by the base"),
+        ]
+    return rows
 
 
 def base_name(opened: Opened) -> str:
