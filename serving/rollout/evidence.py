@@ -16,13 +16,16 @@ from serving.rollout.plan import Plan
 DIFFERENCES = (-0.2, -0.1, -0.05, -0.02, -0.01, -0.005, 0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 FACTORS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 2.0, 3.0)
 LABELS = 20
-"""Labels that are followed one by one, the first to be seen; the others count as one."""
-OTHERS = "(others)"
+"""Labels that are followed one by one, the first to be seen."""
 RECENT = 1000
 """Latencies of each version that its p95 is told from."""
 LATEST = 200
 """Requests of the old version that say whether it is over a limit itself."""
 TAIL = 0.05
+NEVER = 1e9
+"""Seconds that stand for no answer."""
+LEFT = 499
+"""Status of a request whose client has left before the answer was there: it took as long at least."""
 NOT_REFUSED = (408, 429)
 """Of the client's making, or of its hurry: neither is the version's refusal."""
 
@@ -143,23 +146,20 @@ class Evidence:
         is_new, share = _flags(one.is_new for one in drawn), np.array([one.share for one in drawn], dtype=np.float64)
         self.errors.update(_numbers(one.failed for one in drawn), is_new, share)
         self.refusals.update(_numbers(one.refused for one in drawn), is_new, share)
-        answered = [index for index, one in enumerate(drawn) if 200 <= one.status < 300]
-        if not answered:
-            return
-        seconds = np.array([drawn[index].seconds for index in answered])
-        self.slowdown.update(seconds, is_new[answered], share[answered])
+        # All that were drawn count, answered or not: where one version fails more often, what is left of the draw is
+        # not fair any more. So a request without its answer counts as the slowest, and as one without a label.
+        answered = [200 <= one.status < 300 or one.status == LEFT for one in drawn]
+        pairs = list(zip(drawn, answered, strict=True))
+        self.slowdown.update(np.array([one.seconds if ok else NEVER for one, ok in pairs]), is_new, share)
         if self.over_p95 is not None:
-            self.slow.update(_numbers(seconds > self._p95), is_new[answered], share[answered])
-        labelled = [index for index in answered if drawn[index].label is not None]
-        if labelled:
-            self._bet_on_labels([drawn[index].label or "" for index in labelled], is_new[labelled], share[labelled])
+            self.slow.update(_numbers(ok and one.seconds > self._p95 for one, ok in pairs), is_new, share)
+        self._bet_on_labels([one.label for one in drawn], is_new, share)
 
-    def _bet_on_labels(self, labels: list[str], is_new: NDArray[np.bool_], share: NDArray[np.float64]) -> None:
-        named = [label if label in self.predictions else OTHERS for label in labels]
+    def _bet_on_labels(self, labels: list[str | None], is_new: NDArray[np.bool_], share: NDArray[np.float64]) -> None:
         for label, bets in self.predictions.items():
-            bets.update(_numbers(name == label for name in named), is_new, share)
+            bets.update(_numbers(given == label for given in labels), is_new, share)
         # Followed from the next batch on: a bet that begins because of what it is on would not be fair.
-        for label in labels:
+        for label in filter(None, labels):
             if label not in self.predictions and len(self.predictions) < LABELS:
                 self.predictions[label] = Difference([-self._margin, self._margin])
 

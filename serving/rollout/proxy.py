@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from multidict import CIMultiDict
 
 from serving.rollout.answers import label_of
-from serving.rollout.evidence import Observation
+from serving.rollout.evidence import LEFT, Observation
 from serving.rollout.forward import Answer, Body, TooLarge, end_to_end, send
 from serving.rollout.metrics import Metrics
 from serving.rollout.routing import Routing
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
-LEFT = 499
-"""Status of a request whose client has left before the answer was there."""
 ANALYSED = ("POST",)
 """Methods of predictions: only these are evidence."""
 Seen = Callable[[Observation, Route, str, Version], None]
