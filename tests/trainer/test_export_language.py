@@ -91,3 +91,19 @@ def test_a_model_that_answers_otherwise_is_told(
 def test_an_adapter_s_name_fits_a_request_and_a_module() -> None:
     assert adapter_name("lora-smollm2") == "lora-smollm2"
     assert adapter_name("a.b c/ü") == "a-b-c" and adapter_name("..") == "adapter"
+
+
+def test_the_command(runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`trainer export` of a language model's run, and what it refuses there."""
+    command = ["export", str(runs["lora"].path), "--output", str(tmp_path / "b")]
+    assert main([*command, "--format", "onnx"]) == 2
+    assert "--format onnx: a language model is served from its folder" in capsys.readouterr().err
+    assert main([*command, "--quantize", "int8"]) == 2
+    assert main([*command, "--adapters", "--golden", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    bundle = Bundle.read(tmp_path / "b")
+    assert told["format"] == "safetensors" and told["adapters"] == ["lora"] == sorted(bundle.adapters)
+    assert told["version"] == bundle.version and bundle.golden.count > 2
+    assert main(command) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
