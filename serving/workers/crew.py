@@ -107,6 +107,7 @@ class Crew:
             path=str(self._bundle.path),
             version=self._bundle.version,
             threads=settings.threads_each(),
+            may_use_one=settings.threads is None,
             device=settings.device,
             max_batch=largest_batch(self._bundle, settings),
             verify=verify,

@@ -62,6 +62,8 @@ class Load(msgspec.Struct, tag="load", array_like=True):
     version: str
     """What the front has read there; the files of another version are refused."""
     threads: int
+    may_use_one: bool
+    """Instead, where the model is so light that the front needs the cores more."""
     device: str
     max_batch: int
     verify: bool
@@ -69,7 +71,7 @@ class Load(msgspec.Struct, tag="load", array_like=True):
 
 
 class Hello(msgspec.Struct, tag="hello", array_like=True):
-    """From a worker: it exists."""
+    """From the zygote: the worker exists."""
 
     pid: int
 
@@ -85,6 +87,7 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
     deviation: float
     """Largest of the golden requests' answers."""
     count: int
+    threads: int
     modules: list[str]
     """Imported since it was forked, in that order: the next worker need not."""
 

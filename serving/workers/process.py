@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 
 from serving.bundle import Bundle
 from serving.errors import BadBundle, Mistake, ServingError
@@ -17,7 +18,6 @@ from serving.workers.messages import (
     Answer,
     Batch,
     End,
-    Hello,
     Load,
     Message,
     Ready,
@@ -30,6 +30,8 @@ from serving.workers.messages import (
 )
 from serving.workers.wire import Reader
 
+REQUEST_SECONDS = 0.0002
+"""What a request costs the front, about: it takes in a batch of n in n times as long."""
 WARM_UPS = 3
 """Of each batch size: the first run of a shape allocates, and may choose its kernels."""
 
@@ -59,11 +61,9 @@ def work(end: socket.socket) -> int:
     """Serve over `end`; returns the exit code."""
     channel = Channel(end)
     try:
-        channel.send(encode(Hello(os.getpid())))
         order = channel.receive()
         if order is None or not isinstance(order[0], Load):
             return 0
-        os.environ["OMP_NUM_THREADS"] = str(order[0].threads)
         predictor = _prepare(order[0], channel)
         if predictor is None:
             return 0
@@ -83,14 +83,17 @@ def _prepare(load: Load, channel: Channel) -> Predictor | None:
         if load.verify:
             bundle.verify()
             channel.send(encode(Verified()))
-        predictor = Predictor.open(bundle, load.threads, _device(load.device))
+        predictor, threads = _open(bundle, load)
         replay = predictor.replay()
         if not replay.ok:
             raise ServingError(
                 f"{load.path}: does not answer as it did in training: the largest deviation of {replay.count} golden "
                 f"requests is {replay.deviation:.3g}, and {replay.tolerance:.3g} is allowed"
             )
-        _warm_up(predictor, load.max_batch)
+        run = _runs(predictor)
+        for size in sorted({1, load.max_batch}):
+            for _ in range(WARM_UPS):
+                run(size)
     except ServingError as error:
         channel.send(encode(Refused(str(error), isinstance(error, Mistake))))
         return None
@@ -102,7 +105,7 @@ def _prepare(load: Load, channel: Channel) -> Predictor | None:
     gc.collect()
     gc.freeze()  # what is loaded stays: no collection needs to look at it again
     imported = [name for name in sys.modules if name not in inherited]
-    channel.send(encode(Ready(time.perf_counter() - started, replay.deviation, replay.count, imported)))
+    channel.send(encode(Ready(time.perf_counter() - started, replay.deviation, replay.count, threads, imported)))
     return predictor
 
 
@@ -113,13 +116,35 @@ def _device(wanted: str) -> str:
     return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 
-def _warm_up(predictor: Predictor, max_batch: int) -> None:
+def _open(bundle: Bundle, load: Load) -> tuple[Predictor, int]:
+    """The predictor, and its threads: one where more would only take the front's core."""
+    device = _device(load.device)
+    if load.may_use_one and load.threads > 1:
+        predictor = Predictor.open(bundle, 1, device)
+        if is_light(_runs(predictor), load.max_batch):
+            return predictor, 1
+    os.environ["OMP_NUM_THREADS"] = str(load.threads)
+    return Predictor.open(bundle, load.threads, device), load.threads
+
+
+def is_light(run: Callable[[int], object], max_batch: int) -> bool:
+    """Whether a full batch takes no longer than the front takes to receive it, so that the front is what limits."""
+    enough = max_batch * REQUEST_SECONDS
+
+    def seconds(size: int) -> float:
+        started = time.perf_counter()
+        run(size)
+        return time.perf_counter() - started
+
+    # A model for which one sample is too much is not asked for a batch.
+    return all(min(seconds(size) for _ in range(WARM_UPS)) <= enough for size in (1, max_batch))
+
+
+def _runs(predictor: Predictor) -> Callable[[int], object]:
+    """What runs a batch of a size, made of golden requests."""
     requests, _ = read_golden(predictor.bundle)
     samples = [predictor.parse(request, "golden") for request in requests]
-    for size in sorted({1, max_batch}):
-        batch = (samples * (size // len(samples) + 1))[:size]
-        for _ in range(WARM_UPS):
-            predictor.predict(batch)
+    return lambda size: predictor.predict((samples * (size // len(samples) + 1))[:size])
 
 
 def _answer(predictor: Predictor, channel: Channel) -> None:

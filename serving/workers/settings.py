@@ -17,7 +17,7 @@ class Settings:
     workers: int = 1
     """Processes that run the model."""
     threads: int | None = None
-    """Of each process; by default the cores, shared out evenly."""
+    """Of each process; by default the cores, shared out evenly, or 1 where a model is light (see `process`)."""
     max_batch: int = 32
     """Samples that run at once; a bundle's own limit holds, too."""
     max_wait: float = 0.0
@@ -38,7 +38,7 @@ class Settings:
     """`cpu`, `cuda`, or `auto`: CUDA where there is a device. CUDA is torch's own path and has not been run by us."""
 
     def threads_each(self) -> int:
-        """Threads of each worker."""
+        """Threads of each worker, at most."""
         return self.threads or max(1, cores() // self.workers)
 
 

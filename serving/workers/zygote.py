@@ -19,7 +19,7 @@ from typing import NoReturn
 import msgspec
 
 from serving.workers import kinship
-from serving.workers.messages import Refused, encode
+from serving.workers.messages import Hello, Refused, encode
 
 ORDER_BYTES = 1 << 17
 NAMES_AT_ONCE = 1000
@@ -68,23 +68,40 @@ def _obey(end: socket.socket, control: socket.socket, front: int) -> None:
 
 
 def _fork(end: socket.socket, control: socket.socket, front: int) -> None:
-    """Fork twice: the child between ends at once, and the front adopts the worker."""
+    """Fork twice: the child between ends at once, and the front adopts the worker.
+
+    Then the front is told whom to wait for, here, since the worker may be killed before it could say so.
+    """
     gate, opens = os.pipe()
-    between = os.fork()
+    told, tells = os.pipe()
+    try:
+        between = os.fork()
+    except OSError:
+        for descriptor in (gate, opens, told, tells):
+            os.close(descriptor)
+        raise
     if between == 0:
         try:
             worker = os.fork()
         except OSError:
             os._exit(1)
         if worker:
+            os.write(tells, worker.to_bytes(8, "little"))
             os._exit(0)
-        os.close(opens)
+        for descriptor in (opens, told, tells):
+            os.close(descriptor)
         control.close()
         _become_worker(end, gate, front)
     os.close(gate)
-    _, status = os.waitpid(between, 0)
-    os.close(opens)  # the worker may look who its parent is
-    if status:
+    os.close(tells)
+    os.waitpid(between, 0)
+    number = os.read(told, 8)
+    os.close(told)
+    if number:
+        with suppress(OSError):  # the front is gone, or has changed its mind
+            end.sendall(encode(Hello(int.from_bytes(number, "little"))))
+    os.close(opens)  # the worker may look who its parent is, and speak
+    if not number:
         raise OSError("no memory or no number for another process")
 
 

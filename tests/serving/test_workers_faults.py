@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -239,6 +240,9 @@ def test_nothing_outlives_a_killed_front(versions: list[Path]) -> None:
 
 
 def lives(pid: int) -> bool:
+    """Collects it, too, where this process adopted it because it forks workers itself."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -55,7 +55,8 @@ def test_no_request_is_lost_and_memory_is_flat(nursery: Nursery, versions: list[
             await until(lambda: not model._old, "the old versions' ends")
             assert len(children(nursery)) == 2
         (early_memory, early_files), (late_memory, late_files) = sizes
-        print(f"{RELOADS} reloads: {early_memory / MEGABYTE:.1f} -> {late_memory / MEGABYTE:.1f} MB")
+        memory = f"{early_memory / MEGABYTE:.1f} -> {late_memory / MEGABYTE:.1f} MB"
+        print(f"{RELOADS} reloads: {memory}, {early_files} -> {late_files} open files")
         assert late_memory - early_memory < soak.choose(20, 30) * MEGABYTE
         assert abs(late_files - early_files) <= 6, "an old version may still be ending"
 

@@ -102,7 +102,7 @@ def test_a_large_message_is_not_copied_again() -> None:
 def test_a_header_that_is_no_message_is_refused() -> None:
     import msgspec
 
-    order = encode(Load("/x", "v", 1, "cpu", 32, True))
+    order = encode(Load("/x", "v", 1, False, "cpu", 32, True))
     reader = Reader()
     reader.space()[: len(order)] = order
     ((header, body),) = reader.received(len(order))
