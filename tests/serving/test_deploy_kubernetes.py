@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -155,8 +156,6 @@ def test_new_settings_make_new_pods() -> None:
 
 
 def test_the_autoscaler_takes_the_measured_number_and_says_when_there_is_none() -> None:
-    import dataclasses
-
     unmeasured = dataclasses.replace(FACTS, in_flight=None, measured_on="")
     options = Options(image="x:1", max_batch=32, workers=2)
     assert scaling.in_flight_target(FACTS, options) == 24 and "2 CPUs" in scaling.why_target(FACTS, options)
@@ -192,6 +191,20 @@ def test_a_rollout_goes_by_steps_and_its_analysis_tells_the_versions_apart() -> 
     assert f"--by={label.replace('-', '_')}" in container["command"]
     pod_labels = template["spec"]["metrics"][0]["provider"]["job"]["spec"]["template"]["metadata"]["labels"]
     assert not pod.selector(FACTS).items() <= pod_labels.items()
+
+
+@pytest.mark.parametrize("version", ["550059309e51", "123456789012", "0e1234567890", "3f2a9c1b77d0"])
+def test_a_version_that_looks_like_a_number_stays_text(version: str, tmp_path: Path) -> None:
+    files = rendered("kubernetes", dataclasses.replace(FACTS, version=version), Options(image="x:1", memory="2Gi"))
+    assert f"version: {version}" not in files["service.yaml"] or version == "3f2a9c1b77d0"
+    if shutil.which("kubectl"):  # reads as the cluster does
+        for path, text in files.items():
+            (tmp_path / path).write_text(text)
+        command = ["kubectl", "kustomize", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        for item in yaml.safe_load_all(done.stdout):
+            assert item["metadata"]["labels"]["app.kubernetes.io/version"] == version
 
 
 def test_kserve_loads_a_bundle_or_has_it_in_the_image() -> None:
