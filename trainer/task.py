@@ -152,6 +152,11 @@ class Pretrained(Protocol):
         ...
 
     @property
+    def kind(self) -> str:
+        """`hub` where the name is one that everybody knows, else what the file or folder of that name is."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the weights, wherever they lie."""
         ...

@@ -100,7 +100,7 @@ def base_name(opened: Opened) -> str:
     """What the base is called where the bundle goes: a path of this machine says nothing there."""
     base = opened.task.pretrained
     assert base is not None
-    return Path(base.name).name if base.kind == "folder" else base.name
+    return base.name if base.kind == "hub" else Path(base.name).name
 
 
 def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
