@@ -29,6 +29,7 @@ OPTIONAL = {
     "locust": "the extra `loadtest`",
     "gevent": "comes with Locust",
     "geventhttpclient": "comes with Locust",
+    "onnx": "the extra of this name",
     "onnxruntime": "the extra `onnx`",
     "vllm": "language models on accelerators, where it is installed",
     "lm_eval": "`trainer evaluate --lm-eval`, where it is installed",
