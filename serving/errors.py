@@ -28,4 +28,4 @@ class BadInput(Exception):
         """Where in the request, e.g. `instances[3]`."""
         self.message = message
         self.is_undecodable = is_undecodable
-        """Well-formed, but its contents are no picture: 422 rather than 400."""
+        """Well-formed, but its contents are no picture, or none that the model can take: 422 rather than 400."""

@@ -151,6 +151,7 @@ class PictureInput:
                 where,
                 f"ends as {picture.dtype} {list(picture.shape)}; the model takes {spec.dtype} "
                 f"{[*size, spec.channels]}, so the picture's size must be another one",
+                is_undecodable=True,
             )
         return picture.transpose(2, 0, 1)
 

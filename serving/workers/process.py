@@ -97,6 +97,8 @@ def _prepare(load: Load, channel: Channel) -> Predictor | None:
     except ServingError as error:
         channel.send(encode(Refused(str(error), isinstance(error, Mistake))))
         return None
+    except ConnectionError:
+        raise
     except Exception as error:  # of whatever runs the program; the front tells it, the log has all of it
         traceback.print_exc()
         text = str(error).partition("\n")[0]

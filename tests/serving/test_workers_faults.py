@@ -20,7 +20,7 @@ import soak
 import summing
 from harness import FIXTURES, environment
 from processes import wait_until
-from summing import Told, ask, pids, serving, until
+from summing import Told, ask, children, pids, serving, until
 
 from serving.errors import ServingError
 from serving.workers.errors import WorkerLost
@@ -147,15 +147,14 @@ def test_one_that_dies_at_each_start_is_no_fork_bomb(nursery: Nursery, versions:
 
 
 def test_killed_while_it_starts(nursery: Nursery, versions: list[Path]) -> None:
-    async def killer(front: int) -> None:
+    async def killer() -> None:
         while True:
-            for process in psutil.Process(front).children():
-                if process.pid != nursery.pid:
-                    os.kill(process.pid, signal.SIGKILL)
+            for pid in children(nursery):
+                os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0.001)
 
     async def test() -> None:
-        task = asyncio.create_task(killer(os.getpid()))
+        task = asyncio.create_task(killer())
         try:
             with pytest.raises(ServingError, match=r"a worker died while it started \(SIGKILL"):
                 async with serving(nursery, versions[0], workers=2):
@@ -165,7 +164,7 @@ def test_killed_while_it_starts(nursery: Nursery, versions: list[Path]) -> None:
             await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(test())
-    assert {process.pid for process in psutil.Process().children()} <= {nursery.pid}, "nothing is left, no zombie"
+    assert not children(nursery), "nothing is left, no zombie"
 
 
 def test_a_killed_zygote_costs_nothing(versions: list[Path]) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import soak
 import summing
-from summing import Told, ask, pids, sample, serving, until
+from summing import Told, ask, children, pids, sample, serving, until
 
 from serving.errors import Mistake, ServingError
 from serving.workers.model import ServedModel
@@ -67,10 +67,6 @@ def size_of_all(nursery: Nursery) -> tuple[int, int]:
     """(resident bytes, open files) of this process and the zygote."""
     processes = [psutil.Process(), psutil.Process(nursery.pid)]
     return sum(p.memory_info().rss for p in processes), sum(p.num_fds() for p in processes)
-
-
-def children(nursery: Nursery) -> list[int]:
-    return [process.pid for process in psutil.Process().children() if process.pid != nursery.pid]
 
 
 def test_the_old_version_answers_what_it_has(nursery: Nursery, versions: list[Path]) -> None:
