@@ -10,6 +10,8 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import uvloop
+
 from serving.errors import Mistake, ServingError
 from serving.rollout import admin
 from serving.rollout.controller import START_SECONDS, Controller
@@ -63,7 +65,8 @@ def run(directory: StateDirectory, given: Settings | None) -> int:
                 f"{directory.path} serves {state['source']}; give it a new version with: trainer deploy start "
                 f"{directory.path.name} {given.source}"
             )
-        return asyncio.run(_Front(directory, settings, state or {}).serve())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_Front(directory, settings, state or {}).serve())
 
 
 class _Front:
