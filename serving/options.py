@@ -71,7 +71,14 @@ OPTIONS = (
     Option("--drain-seconds", _bounded(float, 0, 86_400), 30.0, "S", "time for accepted requests after SIGTERM"),
     Option("--max-rows", _bounded(int, 1, 65536), 16, "N", "language models: sequences that run at once"),
     Option("--kv-tokens", _COUNT, None, "N", "language models: tokens in the cache; by default from the memory"),
-    Option("--language-deadline-ms", _bounded(float, 1, 86_400_000), 300_000.0, "MS", "language models: as above"),
+    Option("--language-queue", _bounded(int, 1, 10_000_000), 64, "N", "language models: requests that may wait"),
+    Option(
+        "--language-deadline-ms",
+        _bounded(float, 1, 86_400_000),
+        300_000.0,
+        "MS",
+        "language models: longest answer, else 504",
+    ),
 )
 
 

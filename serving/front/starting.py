@@ -54,6 +54,7 @@ class Starter:
         settings = LanguageSettings(
             threads=args.threads,
             max_rows=args.max_rows,
+            queue=args.language_queue,
             kv_tokens=args.kv_tokens,
             deadline=args.language_deadline_ms / 1e3,
             drain_seconds=args.drain_seconds,

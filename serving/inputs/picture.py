@@ -44,6 +44,7 @@ class PictureInput:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._transform: Callable[..., Any] | None = None
+        self._takes_any_size = spec.resize != "none" or spec.transform is not None
 
     def parse(self, instance: Any, where: str) -> Encoded | Arrays:
         if isinstance(instance, dict):
@@ -100,7 +101,9 @@ class PictureInput:
         try:
             pixels = numbers(instance, "uint8")
         except (ValueError, OverflowError) as error:
-            raise BadInput(where, f"rows of different lengths; expected {self._expected()}") from error
+            text = f"rows of different lengths; expected {self._expected()}"
+            # Of a picture of any size, a JSON schema can't forbid them: no mistake of form, then.
+            raise BadInput(where, text, is_undecodable=self._takes_any_size) from error
         if pixels.dtype.kind not in "iu":
             raise BadInput(where, f"holds what is no whole number; expected {self._expected()}")
         self._check_shape(pixels.shape, where)
@@ -119,15 +122,14 @@ class PictureInput:
     def _check_shape(self, shape: tuple[int, ...], where: str) -> None:
         spec = self._spec
         good = len(shape) in (2, 3) and min(shape) > 0 and (len(shape) == 2 or shape[2] in (1, spec.channels))
-        if good and spec.resize == "none" and spec.transform is None:
+        if good and not self._takes_any_size:
             good = shape[:2] == (spec.height, spec.width)
         if not good:
             raise BadInput(where, f"shape {list(shape)}; expected {self._expected()}")
 
     def _expected(self) -> str:
         spec = self._spec
-        any_size = spec.resize != "none" or spec.transform is not None
-        size = "[height, width" if any_size else f"[{spec.height}, {spec.width}"
+        size = "[height, width" if self._takes_any_size else f"[{spec.height}, {spec.width}"
         colour = f"{size}]" if spec.channels == 1 else f"{size}] or {size}, {spec.channels}]"
         return f'pixels {colour} from 0 to 255, or {{"b64": a picture\'s file}}'
 

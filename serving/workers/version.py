@@ -41,7 +41,9 @@ class Version:
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_scheduled = False
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Handle | None = None
+        self._sweep_at = 0.0
+        """When the sweeper runs; uvloop's handle of something that is due at once doesn't tell."""
         self._gatherer: asyncio.TimerHandle | None = None
         self._sample_seconds = 0.0
 
@@ -188,9 +190,10 @@ class Version:
         return max(first.deadline, first.began) + self._settings.hang_seconds
 
     def _look_again(self, at: float) -> None:
-        if self._sweeper is None or at < self._sweeper.when():
+        if self._sweeper is None or at < self._sweep_at:
             if self._sweeper is not None:
                 self._sweeper.cancel()
+            self._sweep_at = at
             self._sweeper = self._loop.call_at(at, self._sweep)
 
     def _sweep(self) -> None:

@@ -17,8 +17,11 @@ from front_server import FrontServer, now, read_all, until
 from harness import environment
 
 # Documented answers that Schemathesis would take for defects: well-formed requests whose picture is none (422), and
-# those that ask to be answered within a microsecond (504).
+# those that ask to be answered within a microsecond (504). Not looked at: that most random tensors of the Open
+# Inference Protocol are refused, since no schema can say that `data` has as many numbers as `shape`.
 CONFIG = """
+warnings = ["missing_auth", "missing_test_data", "unused_openapi_auth"]
+
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503", "504"]
 
@@ -32,7 +35,7 @@ expected-statuses = ["2xx", "3xx", "4xx", "503", "504"]
 def test_schemathesis_finds_nothing(front: FrontServer, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     url = f"http://127.0.0.1:{front.port}/openapi.json"
-    examples, seed = str(soak.choose(3, 50)), str(soak.draw().randrange(1 << 30))
+    examples, seed = str(soak.choose(3, 50)), str(soak.draw().randrange(1 << 30) if soak.IN_FULL else 1)
     command = [sys.executable, "-m", "schemathesis.cli", "run", url, "--max-examples", examples, "--seed", seed]
     if not soak.IN_FULL:  # the same again under other paths
         command += ["--exclude-path-regex", "versions|%20"]

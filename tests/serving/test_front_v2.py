@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
 from front_bundles import LABELS, encoded
-from front_server import Answer, FrontServer
+from front_server import Answer, FrontServer, ask
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException
 
 X = {"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [2, 4, 6, 8, 10, 12]}
 N = {"name": "n", "shape": [2, 2], "datatype": "INT64", "data": [[1, 2], [3, 4]]}
@@ -203,3 +206,34 @@ def test_repository(front: FrontServer) -> None:
     assert error(given)[0] == 400
     page = front.ask("POST", "/v2/repository/models/numbers/load", origin="http://elsewhere.example")
     assert error(page)[0] == 403
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_tritons_own_client(front: FrontServer, binary: bool) -> None:
+    """NVIDIA's client, with tensors in JSON and as raw bytes."""
+    with triton.InferenceServerClient(f"127.0.0.1:{front.port}") as client:
+        assert client.is_server_live() and client.is_server_ready()
+        assert client.is_model_ready("numbers") and not client.is_model_ready("nowhere")
+        assert [entry["name"] for entry in client.get_model_metadata("numbers")["inputs"]] == ["x", "n"]
+        x, n = np.float32([[2, 4, 6], [8, 10, 12]]), np.array([[1, 2], [3, 4]])
+        inputs = [triton.InferInput("x", [*x.shape], "FP32"), triton.InferInput("n", [*n.shape], "INT64")]
+        for tensor, values in zip(inputs, (x, n), strict=True):
+            tensor.set_data_from_numpy(values, binary_data=binary)
+        outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("half", "total")]
+        found = client.infer("numbers", inputs, outputs=outputs, request_id="seven")
+        assert (found.as_numpy("half") == x / 2).all() and (found.as_numpy("total") == n.sum(1)).all()
+        assert found.get_response()["id"] == "seven"
+        with pytest.raises(InferenceServerException, match="inputs: expected x, n, each once"):
+            client.infer("numbers", inputs[:1])
+
+
+def test_tritons_own_client_sends_pictures(front: FrontServer) -> None:
+    files = np.array([encoded(np.full((8, 8, 3), value, np.uint8), ".png") for value in (3, 200)], np.object_)
+    with triton.InferenceServerClient(f"127.0.0.1:{front.port}") as client:
+        image = triton.InferInput("image", [2], "BYTES")
+        image.set_data_from_numpy(files)
+        scores = client.infer("photos", [image]).as_numpy("scores")
+    assert scores.shape == (2, 3) and np.allclose(scores.sum(1), 1, atol=1e-5)
+    with closing(front.connect()) as connection:
+        own = [ask(connection, "POST", "/models/photos/predict", file, content_type="image/png") for file in files]
+    assert np.allclose(scores, [answer.json["predictions"][0]["scores"] for answer in own], atol=1e-5)

@@ -147,6 +147,23 @@ def test_deadlines_are_kept_and_the_late_are_not_run(nursery: Nursery, versions:
             assert len(told.batches) == 3, "the two that the worker held, and the patient one"
             assert model.state.outstanding == model.state.queue_length == 0
 
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_deadlines_shorter_than_the_loops_clock_can_tell(nursery: Nursery, versions: list[Path], run: Any) -> None:
+    """Due at once, by either loop: refused or answered, each with its own number, and nothing is left waiting."""
+
+    async def test() -> None:
+        draw = random.Random(0)
+        async with serving(nursery, versions[0], max_batch=4) as model:
+            for _ in range(50):
+                asked = [ask(model, number, seconds=draw.random() * draw.choice((2e-5, 2e-3))) for number in range(20)]
+                results = await asyncio.gather(*asked, return_exceptions=True)
+                for number, result in enumerate(results):
+                    assert isinstance(result, DeadlineExceeded) or result == number
+            assert model.state.outstanding == 0 and await ask(model, 7) == 7.0
+
+    run(test())
+
     asyncio.run(test())
 
 
