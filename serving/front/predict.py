@@ -22,14 +22,15 @@ _BYTES = (b"image/", b"application/octet-stream")
 class Parameters(msgspec.Struct):
     """Vertex AI's place for options; others' keys in it are left alone."""
 
-    top: int | None = None
+    top: int | float | None = None
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
     """A request in JSON."""
 
     instances: list[Any]
-    top: int | None = None
+    top: int | float | None = None
+    """To JSON, 3.0 is as whole as 3."""
     parameters: Parameters | None = None
 
 
@@ -79,10 +80,12 @@ def parse(request: Request, codec: Codec, most: int) -> Asked:
     if len(instances) > most:
         raise Refusal(413, f"{len(instances)} instances; at most {most} in one request", "instances")
     top = body.top if body.parameters is None or body.top is not None else body.parameters.top
-    if top is not None and top < 1:
-        raise Refusal(400, f"{top}; expected 1 or more", "top")
+    if top is not None and (top < 1 or top % 1):
+        raise Refusal(400, f"{top}; expected a whole number of 1 or more", "top")
     single = codec.input.parse
-    return Asked([parse_one(single, instance, f"instances[{i}]") for i, instance in enumerate(instances)], top)
+    return Asked(
+        [parse_one(single, instance, f"instances[{i}]") for i, instance in enumerate(instances)], top and int(top)
+    )
 
 
 def parse_one(single: Any, instance: Any, where: str) -> Any:

@@ -65,7 +65,11 @@ def test_whole_floats_are_whole_numbers(front: FrontServer) -> None:
 
 
 def test_top(front: FrontServer) -> None:
-    for body in ({"instances": [ZEROS], "top": 3}, {"instances": [ZEROS], "parameters": {"top": 3, "other": 1}}):
+    for body in (
+        {"instances": [ZEROS], "top": 3},
+        {"instances": [ZEROS], "top": 3.0},
+        {"instances": [ZEROS], "parameters": {"top": 3, "other": 1}},
+    ):
         best = front.ask("POST", "/predict", body).json["predictions"][0]
         assert len(best["top"]) == 3 and best["top"][0]["label"] == best["label"] and "scores" not in best
 
@@ -112,6 +116,7 @@ def test_odd_names_and_spellings(front: FrontServer) -> None:
         (b'{"instances": []}', 400, "instances", "at least one"),
         (b'{"instances": [[]], "more": 1}', 400, "", "more"),
         (b'{"instances": [1], "top": 0}', 400, "top", "1 or more"),
+        (b'{"instances": [1], "top": 1.5}', 400, "top", "whole number"),
         (b'{"instances": [1], "top": "a"}', 400, "top", "int"),
         (b'{"instances": [null]}', 400, "instances[0]", "expected pixels [8, 8]"),
         (b'{"instances": ["text"]}', 400, "instances[0]", "expected pixels [8, 8]"),
