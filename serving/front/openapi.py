@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from serving.front import openapi_v2
 from serving.front.hello import golden
+from serving.front.predict import MOST_TOP
 from serving.front.schemas import (
     OWN_ERROR,
     Json,
@@ -109,7 +110,7 @@ def _part(position: int, what: str) -> str:
 def _schemas(codec: Codec, position: int) -> Json:
     name = codec.name
     instances = {"type": "array", "items": reference(_part(position, "Instance")), "minItems": 1}
-    top = {"type": ["integer", "null"], "minimum": 1, "maximum": 1 << 31, "description": "keep the best few"}
+    top = {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_TOP, "description": "keep the best few"}
     parameters = {"type": ["object", "null"], "properties": {"top": top}}
     answer = {
         "model": {"const": name},

@@ -16,6 +16,7 @@ from serving.front.refusal import Refusal
 from serving.front.served import Codec
 
 WHOLE_BODY = "body"
+MOST_TOP = 1 << 31
 _BYTES = (b"image/", b"application/octet-stream")
 
 
@@ -79,13 +80,17 @@ def parse(request: Request, codec: Codec, most: int) -> Asked:
         raise Refusal(400, "is empty; expected at least one instance", "instances")
     if len(instances) > most:
         raise Refusal(413, f"{len(instances)} instances; at most {most} in one request", "instances")
-    top = body.top if body.parameters is None or body.top is not None else body.parameters.top
-    if top is not None and (top < 1 or top % 1):
-        raise Refusal(400, f"{top}; expected a whole number of 1 or more", "top")
+    given = [body.top, body.parameters.top if body.parameters is not None else None]
+    tops = [_whole(value) for value in given if value is not None]  # both are looked at, the first one counts
     single = codec.input.parse
-    return Asked(
-        [parse_one(single, instance, f"instances[{i}]") for i, instance in enumerate(instances)], top and int(top)
-    )
+    samples = [parse_one(single, instance, f"instances[{i}]") for i, instance in enumerate(instances)]
+    return Asked(samples, tops[0] if tops else None)
+
+
+def _whole(top: int | float) -> int:
+    if not 1 <= top <= MOST_TOP or top % 1:
+        raise Refusal(400, f"{top}; expected a whole number from 1 to {MOST_TOP}", "top")
+    return int(top)
 
 
 def parse_one(single: Any, instance: Any, where: str) -> Any:
