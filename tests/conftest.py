@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,10 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # Threads that spin while they wait take 15 times as long on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it runs in the background so, all that is started from there inherits it, and Ctrl-C is tested.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import soak  # found through the path above
 from harness import FIXTURES, environment
