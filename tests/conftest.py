@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts what it runs in the background so, all that is started from there inherits it, and Ctrl-C is tested.
+    # A shell starts so what it runs in the background, and children inherit it; but Ctrl-C is tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import soak  # found through the path above
