@@ -242,6 +242,7 @@ class Reader:
             log.close()
 
 
+@pytest.mark.timeout(900)  # SmolLM2 is trained, merged, exported and served on one page
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_example_of_a_page_works(
     page: Path, tmp_path: Path, server: ForkServer, monkeypatch: pytest.MonkeyPatch

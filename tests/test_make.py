@@ -26,7 +26,7 @@ def make(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[s
 
 def test_quickstart_from_nothing_and_once_more(tmp_path: Path) -> None:
     """The environment is made for real, with the packages of this one in place of an index's."""
-    for name in ("trainer", "recipes", "configs", "scripts"):
+    for name in ("trainer", "recipes", "serving", "configs", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
