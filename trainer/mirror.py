@@ -60,7 +60,7 @@ class Patience:
     """How long the end of a run may wait for sending that makes no progress; seconds."""
 
     failing: float = 0.25
-    """Sending failed before, and nothing was answered since the end."""
+    """Sending failed before the end, and nothing was answered since."""
     unknown: float = 1.0
     """The server has never answered yet."""
     silent: float = 5.0
@@ -74,7 +74,8 @@ class Patience:
         contact = mirror.contact
         if mirror.failures >= TOLD_AFTER and mirror.failed_at > began:
             return now - began >= self.spare
-        if mirror.failures and max(mirror.failed_at, contact.answered_at) <= began:
+        if mirror.failures and contact.answered_at <= mirror.failed_at <= began:
+            # (An answer since then: the attempt under way goes well so far.)
             # A database that is locked is free again soon; its next attempt waits five seconds for that
             return now - began >= (self.failing if contact.is_remote else self.silent) + self.spare
         if not contact.is_remote or contact.busy_since is None:
