@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ def load(path: Path, bundle: Bundle, threads: int, device: str) -> Run:
     except Exception as error:  # whatever the loader meets is about this file
         text = str(error).partition("\n")[0]
         raise BadBundle(f"{path}: is no program of torch.export ({type(error).__name__}: {text})") from error
+    _channels_innermost(module)
     return on_torch(module.to(device), device)
 
 
@@ -41,6 +44,20 @@ def _lean(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     module.graph.set_codegen(torch.fx.graph.CodeGen())
     module.recompile()
     return module
+
+
+def _channels_innermost(module: torch.fx.GraphModule) -> None:
+    """Bring the weights of convolutions into the order in which pictures come: oneDNN reorders them in each call
+    otherwise, which takes a seventh of ResNet-18's time for one picture. Weights that anything else uses stay as they
+    are: a view of them might not be possible any more."""
+    convolutions = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
+    uses: dict[object, list[bool]] = defaultdict(list)
+    for node in module.graph.find_nodes(op="get_attr"):
+        tensor = operator.attrgetter(node.target)(module)
+        uses[tensor] += [user.target in convolutions and user.args[1] is node for user in node.users]
+    for tensor, are_weights in uses.items():
+        if isinstance(tensor, torch.Tensor) and tensor.ndim == 4 and all(are_weights):
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def on_torch(module: torch.nn.Module, device: str) -> Run:

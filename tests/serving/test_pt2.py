@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from serving.errors import BadBundle
-from serving.runtimes import pt2
+from serving.runtimes import Run, pt2
 from serving.runtimes.pt2_archive import Forged, require_data
 
 
@@ -130,3 +130,44 @@ def test_what_is_no_program_is_told_in_a_line(data: bytes, tmp_path: Path) -> No
     (tmp_path / "p.pt2").write_bytes(data)
     with pytest.raises(BadBundle, match=r"p\.pt2: is no program of torch\.export"):
         pt2.load(tmp_path / "p.pt2", None, 1, "cpu")  # type: ignore[arg-type]
+
+
+class Convolutions(nn.Module):
+    """One weight that only a convolution takes, one that is viewed as well, and a table of four dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding="same")
+        self.second = nn.Conv2d(8, 8, 3, padding=1, stride=2)
+        self.table = nn.Parameter(torch.randn(1, 8, 2, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(self.first(x)).relu()
+        flat: torch.Tensor = y.reshape(x.shape[0], -1) @ self.second.weight.view(-1)[:32].view(32, 1)
+        return flat + self.table.view(-1).sum()
+
+
+def test_weights_of_convolutions_lie_as_pictures_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Convolutions().eval()
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    path = tmp_path / "program.pt2"
+    torch.export.save(torch.export.export(model, (torch.ones(2, 3, 4, 4),), dynamic_shapes=dynamic), path)
+    held: list[torch.nn.Module] = []
+    on_torch = pt2.on_torch
+
+    def holding(module: torch.nn.Module, device: str) -> Run:
+        held.append(module)
+        return on_torch(module, device)
+
+    monkeypatch.setattr(pt2, "on_torch", holding)
+    run = pt2.load(path, None, 1, "cpu")  # type: ignore[arg-type]
+    innermost = {
+        name: tensor.is_contiguous(memory_format=torch.channels_last)
+        for name, tensor in held[0].named_parameters()
+        if tensor.ndim == 4
+    }
+    assert innermost == {"first.weight": True, "second.weight": False, "table": False}
+    pixels = torch.randn(5, 4, 4, 3).permute(0, 3, 1, 2)
+    for batch in (pixels, pixels[:1], pixels.contiguous()):
+        (found,) = run([batch.numpy()])
+        torch.testing.assert_close(torch.from_numpy(found), model(batch).detach())
