@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from serving.front.app import App
     from serving.front.served import Served
 
+PROBES = "probes"
 LARGEST_EXAMPLE = 20_000
 """Characters of an example request; a larger one is left out."""
 
@@ -48,6 +49,7 @@ def document(served: Served, app: App) -> Json:
     found: Json = {
         "openapi": "3.1.0",
         "info": {"title": ", ".join(served.models) or "serving", "version": _version(served), "description": _ABOUT},
+        "tags": [{"name": name} for name in _tags(paths)],
         "paths": paths,
         "components": {"schemas": schemas},
     }
@@ -70,6 +72,13 @@ def _version(served: Served) -> str:
     return ".".join(model.bundle.version for model in served) or "0"
 
 
+def _tags(paths: Json) -> list[str]:
+    """In the order in which a reader wants them: predictions, probes, and another protocol's form of both."""
+    last = (PROBES, openapi_v2.TAG)
+    found = dict.fromkeys(tag for methods in paths.values() for one in methods.values() for tag in one["tags"])
+    return [*(tag for tag in found if tag not in last), *(tag for tag in last if tag in found)]
+
+
 def _secure(paths: Json) -> None:
     for methods in paths.values():
         for one in methods.values():
@@ -82,7 +91,7 @@ def _probes() -> Json:
     model = closed({"name": {"type": "string"}, "version": {"type": "string"}})
     ready = closed({"status": {"const": "ready"}, "models": {"type": "array", "items": model}})
     not_ready = closed({"status": {"const": "not ready"}, "reason": {"type": "string"}})
-    probe: Json = {"tags": ["probes"], "x-open": True}
+    probe: Json = {"tags": [PROBES], "x-open": True}
     return {
         "/health": {"get": {**operation("health", "Lives", {"200": ("It does.", live)}), **probe}},
         "/ready": {

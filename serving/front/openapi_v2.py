@@ -58,7 +58,8 @@ SCHEMAS: Json = {
     ),
 }
 _ERROR = reference("OpenInferenceError")
-_TAG = {"tags": ["Open Inference Protocol v2"]}
+TAG = "Open Inference Protocol v2"
+_TAG = {"tags": [TAG]}
 _OPEN = {**_TAG, "x-open": True}
 
 

@@ -281,6 +281,8 @@ def test_probes_and_pages(front: FrontServer) -> None:
     page = front.ask("GET", "/docs")
     assert page.headers["content-type"].startswith("text/html") and b"openapi.json" in page.body
     assert b"//" not in page.body.replace(b"</", b"")  # nothing from elsewhere
+    tags = [tag["name"] for tag in front.ask("GET", "/openapi.json").json["tags"]]
+    assert tags[:2] == ["digits", "photos"] and tags[-2:] == ["probes", "Open Inference Protocol v2"]
     assert front.ask("GET", "/").headers["location"] == "/docs"
     head = front.ask("HEAD", "/ready")
     assert head.status == 200 and head.body == b"" and int(head.headers["content-length"]) > 10
