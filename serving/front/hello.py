@@ -30,8 +30,8 @@ def say(args: argparse.Namespace, served: Served, url: str, seconds: float) -> N
         return
     for model in served:
         bundle: Bundle = model.bundle
-        what = f"{bundle.task}, {bundle.program.runtime} {bundle.program.dtype}, {bundle.golden.count} golden requests"
-        print(f"serving {model.name} {bundle.version} ({what}), {model.state.workers_up} workers")
+        what = f"{bundle.task}, {bundle.program.runtime} {bundle.program.dtype}, golden requests: {bundle.golden.count}"
+        print(f"serving {model.name} {bundle.version} ({what}), workers: {model.state.workers_up}")
     first = next(iter(served))
     print(f"ready at {url} after {seconds:.1f} s; docs at {url}/docs; try: {example(first, url)}", flush=True)
 

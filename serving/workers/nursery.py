@@ -122,7 +122,8 @@ class Nursery:
         self._control = ours
 
 
-# Threads that spin while they wait for work take the cores that the front and other workers need.
+# Threads that spin while they wait for work take the cores that the front and other workers need. Alone on two cores,
+# spinning takes a fifth off ResNet-18's time for one picture; two servers beside each other lose half of their answers.
 _PREFERRED = {"OMP_WAIT_POLICY": "PASSIVE"}
 _NEEDED = {
     INSIDE: "1",
