@@ -54,6 +54,7 @@ OPTIONS = (
     Option("--port", _bounded(int, 0, 65535), 8000, "N", "0 takes a free one"),
     Option("--workers", _bounded(int, 1, 1024), 1, "N", "processes that run each model"),
     Option("--threads", _threads, None, "N", "threads of each worker; auto shares the cores out"),
+    Option("--cores", _bounded(int, 1, 1024), None, "N", "cores to share out; by default all that are ours to use"),
     Option("--device", str, "auto", "NAME", "cpu, cuda, or auto"),
     Option("--max-batch", _bounded(int, 1, 65536), 32, "N", "largest batch that runs at once"),
     Option("--max-wait-ms", _bounded(float, 0, 60_000), 0.0, "MS", "wait of a free worker for a batch to fill"),

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"target": args.target, "output": str(output), "image": image, "files": sorted(written)}))
     else:
         print(
-            f"{len(written)} files in {output}; each says at its top what to change and how to apply it",
+            f"files in {output}: {len(written)}; each says at its top what to change and how to apply it",
             file=sys.stderr,
         )
         for path in sorted(written):

@@ -63,9 +63,8 @@ class Options:
 
     def arguments(self, bundle: str = "/bundle", keys: str = "/run/secrets/api-keys") -> list[str]:
         """Of `python -m serving` in a container."""
-        threads = max(1, self.cpu // self.workers)
         given = [bundle, "--host", "0.0.0.0", "--port", str(self.port), "--workers", str(self.workers)]
-        given += ["--threads", str(threads), "--max-batch", str(self.max_batch)]
+        given += ["--cores", str(self.cpu), "--max-batch", str(self.max_batch)]
         given += ["--drain-seconds", str(self.drain_seconds)]
         return [*given, "--api-keys", keys] if self.api_keys else given
 

@@ -45,7 +45,7 @@ def settings(options: Options) -> dict[str, str]:
     """Environment variable -> value."""
     return {
         "SERVING_WORKERS": str(options.workers),
-        "SERVING_THREADS": str(max(1, options.cpu // options.workers)),
+        "SERVING_CORES": str(options.cpu),
         "SERVING_MAX_BATCH": str(options.max_batch),
         "SERVING_DRAIN_SECONDS": str(options.drain_seconds),
     }
@@ -122,7 +122,7 @@ def probes(facts: Facts) -> dict[str, Any]:
 
 
 def resources(options: Options) -> dict[str, Any]:
-    """No limit on the CPU: throttling would show as latency, and the threads are as many as the cores asked for."""
+    """No limit on the CPU: throttling would show as latency, and the server is told the cores that it asked for."""
     limits: dict[str, Any] = {"memory": options.memory}
     if options.gpus:
         limits["nvidia.com/gpu"] = str(options.gpus)
@@ -140,7 +140,7 @@ def restricted() -> dict[str, Any]:
 
 def _arguments(options: Options) -> list[str]:
     arguments = ["/bundle", "--host", "0.0.0.0", "--port", str(options.port), "--workers", "$(SERVING_WORKERS)"]
-    arguments += ["--threads", "$(SERVING_THREADS)", "--max-batch", "$(SERVING_MAX_BATCH)"]
+    arguments += ["--cores", "$(SERVING_CORES)", "--max-batch", "$(SERVING_MAX_BATCH)"]
     arguments += ["--drain-seconds", "$(SERVING_DRAIN_SECONDS)"]
     return [*arguments, "--api-keys", f"{KEYS_FOLDER}/{KEYS_ITEM}"] if options.api_keys else arguments
 

@@ -36,6 +36,7 @@ class Starter:
         settings = Settings(
             workers=args.workers,
             threads=args.threads,
+            cores=args.cores,
             max_batch=args.max_batch,
             max_wait=args.max_wait_ms / 1e3,
             queue=args.queue,
@@ -53,6 +54,7 @@ class Starter:
         args = self._args
         settings = LanguageSettings(
             threads=args.threads,
+            cores=args.cores,
             max_rows=args.max_rows,
             queue=args.language_queue,
             kv_tokens=args.kv_tokens,

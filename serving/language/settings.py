@@ -18,7 +18,9 @@ class LanguageSettings:
     """Of one model; seconds and tokens."""
 
     threads: int | None = None
-    """Of the engine; all cores by default."""
+    """Of the engine; as many as `cores` by default."""
+    cores: int | None = None
+    """By default all that this process may use."""
     max_rows: int = 16
     """Answers that are made at once."""
     queue: int = 64
@@ -43,7 +45,7 @@ class LanguageSettings:
 
     def threads_used(self) -> int:
         """Threads of the engine."""
-        return self.threads or cores()
+        return self.threads or self.cores or cores()
 
     def worker(self) -> str:
         """The module of the engine's process. Raises Mistake for a vLLM that is not installed."""

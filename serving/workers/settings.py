@@ -18,6 +18,8 @@ class Settings:
     """Processes that run the model."""
     threads: int | None = None
     """Of each process; by default the cores, shared out evenly, or 1 where a model is light (see `process`)."""
+    cores: int | None = None
+    """To share out, by default all that this process may use: a share that is granted without a bound can't be seen."""
     max_batch: int = 32
     """Samples that run at once; a bundle's own limit holds, too."""
     max_wait: float = 0.0
@@ -39,7 +41,7 @@ class Settings:
 
     def threads_each(self) -> int:
         """Threads of each worker, at most."""
-        return self.threads or max(1, cores() // self.workers)
+        return self.threads or max(1, (self.cores or cores()) // self.workers)
 
 
 def cores() -> int:

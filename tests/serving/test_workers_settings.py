@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.language.settings import LanguageSettings
 from serving.workers import settings
 from serving.workers.process import REQUEST_SECONDS, is_light
 from serving.workers.settings import Settings, cores
@@ -35,6 +36,9 @@ def test_a_container_has_no_more_cores_than_it_may_use(
     assert cores() == expected
     assert Settings(workers=2).threads_each() == max(1, expected // 2)
     assert Settings(workers=200).threads_each() == 1 and Settings(threads=5).threads_each() == 5
+    assert Settings(workers=2, cores=6).threads_each() == 3 and Settings(cores=6, threads=1).threads_each() == 1
+    assert LanguageSettings(cores=6).threads_used() == 6 and LanguageSettings(cores=6, threads=2).threads_used() == 2
+    assert LanguageSettings().threads_used() == expected
 
 
 def test_a_light_model_leaves_the_cores_to_the_front() -> None:
