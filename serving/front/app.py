@@ -192,6 +192,7 @@ class App:
             if self.waits_for:
                 raise self._wait()
             self.access.count(request, self._name(request, route))
+            asked_seconds(request)
         if b"content-encoding" in request.headers and request.headers[b"content-encoding"].lower() != b"identity":
             raise Refusal(415, "compressed bodies are not taken: send it without Content-Encoding")
         if route.needs_body:
@@ -199,7 +200,6 @@ class App:
                 raise Refusal(411, "a body is needed, with Content-Length or in chunks")
             if route.check is not None:
                 route.check(request)
-            self._deadline(request)
 
     def _wait(self) -> Refusal:
         return Refusal(503, f"not ready: {self.waits_for}", code="not_ready", headers=retry_after(1))
@@ -215,18 +215,7 @@ class App:
 
     def _deadline(self, request: Request) -> float:
         """`time.monotonic()` by which the answer must be there. Raises Refusal 400."""
-        asked = request.headers.get(b"x-deadline-ms")
-        if asked is None:
-            return request.started + self.rules.deadline
-        try:
-            milliseconds = (
-                math.nan if b"n" in asked.lower() else float(asked)
-            )  # neither `nan` nor `inf`, yet any digits
-        except ValueError:
-            milliseconds = math.nan
-        if not milliseconds > 0:
-            raise Refusal(400, "expected a number of milliseconds above 0", "X-Deadline-Ms")
-        return request.started + min(milliseconds / 1000, self.rules.deadline)
+        return request.started + min(asked_seconds(request), self.rules.deadline)
 
     def _identify(self, request: Request) -> None:
         """The client's own id where it is sane, else one of ours."""
@@ -251,6 +240,20 @@ class App:
         if request.refusal is None:
             self.tell(request, refusal.status, Outcome(error=_reason(refusal)))
         return respond(refusal, form)
+
+
+def asked_seconds(request: Request) -> float:
+    """In how many the client wants its answer; infinity where it does not say. Raises Refusal 400."""
+    asked = request.headers.get(b"x-deadline-ms")
+    if asked is None:
+        return math.inf
+    try:
+        milliseconds = math.nan if b"n" in asked.lower() else float(asked)  # neither `nan` nor `inf`, yet any digits
+    except ValueError:
+        milliseconds = math.nan
+    if not milliseconds > 0:
+        raise Refusal(400, "expected a number of milliseconds above 0", "X-Deadline-Ms")
+    return milliseconds / 1000
 
 
 def _reason(error: Exception) -> str:

@@ -13,22 +13,19 @@ if TYPE_CHECKING:
     from serving.front.app import App
 
 
-def takes(path: str) -> bool:
-    """Whether the path is one of OpenAI's that are answered here."""
+def method(path: str) -> bytes:
+    """How the path is asked, where it is one of OpenAI's that are answered here; else empty."""
     from serving.language import routes
 
-    return routes.takes(path)
+    return routes.method(path).encode()
 
 
 async def answer(app: App, request: Request) -> None:
     """Answer a request for a language model."""
-    from serving.front.app import Outcome
+    from serving.front.app import Outcome, asked_seconds
     from serving.language import routes
 
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()}
-    asked = routes.Asked(
-        request.method.decode(), unquote(request.path.decode("ascii")), headers, request.body, request.id.decode()
-    )
+    asked = routes.Asked(unquote(request.path.decode("ascii")), request.body, asked_seconds(request))
     status, outcome = 499, Outcome()
     try:
         reply = await routes.answer(asked, app.served.language)

@@ -108,9 +108,9 @@ class Routes:
                 raise Refusal(404, "no model here takes /predict; see /docs")
             case ["models", name, "predict"]:
                 return self._predict(self._predictor(name))
-            case ["v1", *_] if self._served.language and language.takes("/" + "/".join(parts)):
-                answers = {b"POST": self._endpoints.language, b"GET": self._endpoints.language}
-                return Route(answers, Guard.CLIENT, Form.OPENAI)
+            case ["v1", *_] if self._served.language and (method := language.method("/" + "/".join(parts))):
+                answers = {method: self._endpoints.language}
+                return Route(answers, Guard.CLIENT, Form.OPENAI, needs_body=method == b"POST")
             case ["v2", "models", name, *rest]:
                 return self._open_inference(name, rest)
             case ["v2", "repository", "models", name, "load"]:

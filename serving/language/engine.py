@@ -172,11 +172,11 @@ class Engine:
         if not self._answers:
             self._heard = asyncio.get_running_loop().time()
         self._next += 1
+        self._send(msgspec.structs.replace(ask, id=self._next))  # first: what can't be sent must not be waited for
         answer = Answer(self, self._next)
         self._answers[self._next] = answer
         self._empty.clear()
         answer.end_at(deadline)
-        self._send(msgspec.structs.replace(ask, id=self._next))
         return answer
 
     def forget(self, number: int) -> None:

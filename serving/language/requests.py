@@ -21,6 +21,17 @@ _SEEDS = 1 << 63
 Probability = Annotated[float, Meta(gt=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=1, le=1 << 31)]
+Token = Annotated[int, Meta(ge=0, le=1 << 31)]
+Stop = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": LONGEST_STOP})]
+# A model that begins each text with a token of its own goes on from an empty one, too; others can't.
+Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+_TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_TEXTS = {"maxItems": MOST_CHOICES, "items": {"type": "string", "minLength": 1}}
+OneKind = Meta(
+    extra_json_schema={"minItems": 1, "anyOf": [_TEXTS, _TOKENS, {"maxItems": MOST_CHOICES, "items": _TOKENS}]}
+)
+TokenNumbers = Meta(extra_json_schema={"propertyNames": {"pattern": "^[0-9]{1,9}$"}})
+OnlyText = Meta(extra_json_schema={"properties": {"type": {"const": "text"}}})
 
 _WITHOUT = {
     "tools": "tools are not supported",
@@ -54,16 +65,16 @@ class Common(Struct, kw_only=True):
     seed: Annotated[int, Meta(ge=-_SEEDS, le=_SEEDS - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], TokenNumbers] | None = None
     max_tokens: Count | None = None
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(extra_json_schema={"maxItems": MOST_STOPS})] | None = None
     n: Annotated[int, Meta(ge=1, le=MOST_CHOICES)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: Annotated[dict[str, Any], OnlyText] | None = None
     best_of: int | None = None
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str], Meta(extra_json_schema={"const": ["text"]})] | None = None
 
     @property
     def streams(self) -> bool:
@@ -101,7 +112,7 @@ class Chat(Common, kw_only=True):
 class Completion(Common, kw_only=True):
     """POST /v1/completions"""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: Text | Annotated[list[str | Token | list[Token]], OneKind]
     """A text, its tokens, or a list of either."""
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 

@@ -33,12 +33,10 @@ Models = Mapping[str, LanguageModel]
 class Asked:
     """A request, its body read."""
 
-    method: str
     path: str
-    headers: Mapping[str, str]
-    """Names in lower case."""
     body: bytes
-    request_id: str = ""
+    seconds: float = math.inf
+    """In which the client wants the whole answer."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,11 @@ class Reply:
     version: str = ""
 
 
-def takes(path: str) -> bool:
-    """Whether `answer` knows the path."""
-    return path in (CHAT, COMPLETIONS, MODELS) or path.startswith(f"{MODELS}/")
+def method(path: str) -> str:
+    """How a path that `answer` knows is asked; empty for others."""
+    if path in (CHAT, COMPLETIONS):
+        return "POST"
+    return "GET" if path == MODELS or path.startswith(f"{MODELS}/") else ""
 
 
 def paths(models: Models) -> dict[str, Any]:
@@ -68,11 +68,7 @@ async def answer(asked: Asked, models: Models) -> Reply:
     """Answer a request. Cancelling it frees its place in the engine. Raises nothing of its own."""
     try:
         if asked.path in (CHAT, COMPLETIONS):
-            if asked.method != "POST":
-                return _refusal(Problem(405, "use POST"), {"allow": "POST"})
             return await _generate("chat" if asked.path == CHAT else "completion", asked, models)
-        if asked.method not in ("GET", "HEAD"):
-            return _refusal(Problem(405, "use GET"), {"allow": "GET, HEAD"})
         return _listed(asked.path, models)
     except Exception as error:
         return _refusal(_problem(error))
@@ -114,7 +110,7 @@ async def _generate(endpoint: Endpoint, asked: Asked, models: Models) -> Reply:
     model, adapter = found
     asks = chat_asks(wanted, adapter) if isinstance(wanted, Chat) else completion_asks(wanted, adapter)
     _refuse_too_long(asks, model)
-    request = _Request(model, began, began + _seconds(asked.headers, model.settings.deadline))
+    request = _Request(model, began, began + min(asked.seconds, model.settings.deadline))
     try:
         await request.begin(asks)
         tells_logprobs = asks[0].sampling.logprobs is not None
@@ -234,27 +230,13 @@ def _refuse_too_long(asks: Sequence[Ask], model: LanguageModel) -> None:
         raise BadInput(field, f"has more than {ready.context} tokens, which is all that this model takes")
 
 
-def _seconds(headers: Mapping[str, str], longest: float) -> float:
-    """How long the answer may take."""
-    text = headers.get("x-deadline-ms")
-    if text is None:
-        return longest
-    try:
-        seconds = float(text) / 1000
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise BadInput("X-Deadline-Ms", "wants a number of milliseconds above 0")
-    return min(seconds, longest)
-
-
 def _unknown(wanted: str) -> Problem:
     return Problem(404, f"there is no model {wanted[:100]!r}; GET {MODELS} lists them", "model", "model_not_found")
 
 
-def _refusal(problem: Problem, headers: Mapping[str, str] | None = None) -> Reply:
+def _refusal(problem: Problem) -> Reply:
     more = {"retry-after": str(problem.retry_after)} if problem.retry_after is not None else {}
-    return Reply(problem.status, msgspec.json.encode(problem.content), {**_JSON, **more, **(headers or {})})
+    return Reply(problem.status, msgspec.json.encode(problem.content), {**_JSON, **more})
 
 
 def _problem(error: Exception) -> Problem:

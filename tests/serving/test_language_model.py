@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -50,8 +51,8 @@ async def _until(look: Callable[[], bool], seconds: float = 240) -> None:
             await asyncio.sleep(0.02)
 
 
-async def _reply(model: LanguageModel, body: dict[str, Any], **headers: str) -> Reply:
-    asked = Asked("POST", "/v1/completions", headers, json.dumps({"model": "tiny", **body}).encode())
+async def _reply(model: LanguageModel, body: dict[str, Any], seconds: float = math.inf) -> Reply:
+    asked = Asked("/v1/completions", json.dumps({"model": "tiny", **body}).encode(), seconds)
     return await answer(asked, {"tiny": model})
 
 
@@ -97,7 +98,7 @@ def test_the_queue_has_a_bound_and_places_are_freed(folders: tuple[Path, Path]) 
         short = await _reply(model, {"prompt": "abc", "max_tokens": 2, "ignore_eos": True})
         assert short.status == 200
         assert model.engine.running <= 1 and model.engine.waiting == 0
-        late = await _reply(model, {"prompt": "abc", "max_tokens": 450, "ignore_eos": True}, **{"x-deadline-ms": "40"})
+        late = await _reply(model, {"prompt": "abc", "max_tokens": 450, "ignore_eos": True}, seconds=0.04)
         assert late.status == 504
 
     _with(folders[0], work)

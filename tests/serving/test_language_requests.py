@@ -86,6 +86,8 @@ def test_a_bad_field_is_named(fields: dict[str, Any], field: str, message: str) 
         ({"prompt": ["a", 5]}, "prompt"),
         ({"prompt": ["a"] * 9, "n": 2}, "prompt"),
         ({"prompt": [[1.5]]}, "prompt[0][0]"),
+        ({"prompt": [1 << 70]}, "prompt[0]"),
+        ({"prompt": [[3], [-1]]}, "prompt[1][0]"),
         ({"echo": True}, "echo"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),

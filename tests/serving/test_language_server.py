@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import threading
@@ -14,7 +15,9 @@ from typing import Any
 
 import language_bundles
 import language_servers
+import openapi_fuzz
 import pytest
+import soak
 from language_servers import Server
 from lm import tiny
 
@@ -159,8 +162,44 @@ def test_bad_input_is_one_line_in_openai_s_form(
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(soak.choose(300, 3600))
+def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:
+    # 400 as well: what a context, a vocabulary and the fields together allow can't be said by a schema.
+    accepted = (*openapi_fuzz.ACCEPTED, "400")
+    openapi_fuzz.finds_nothing(server.url, tmp_path, "--include-path-regex", "^/v1", accepted=accepted)
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.soak
+def test_odd_values_are_refused_and_leave_the_server_healthy(server: Server, client: Any) -> None:
+    draw = soak.draw()
+    seen: dict[int, int] = {}
+    with ThreadPoolExecutor(4) as pool:
+        requests = [_odd(draw) for _ in range(soak.choose(300, 5000))]
+        for status, _, content in pool.map(lambda odd: server.ask(*odd), requests):
+            seen[status] = seen.get(status, 0) + 1
+            assert status in (200, 400, 404), content
+    assert seen[400] > 0.5 * sum(seen.values()) and seen[200], seen
+    assert client.completions.create(model="tiny", prompt="abc", max_tokens=2).choices
+    assert server.metric("serving_requests_in_flight") == 0 and "Traceback" not in server.log.read_text()
+
+
+def _odd(draw: random.Random) -> tuple[str, dict[str, Any]]:
+    """A path, and a request of which a field or two are odd."""
+    fields = ("model", "temperature", "top_p", "top_k", "seed", "logit_bias", "stop", "n", "logprobs", "stream_options")
+    path, own = draw.choice((("chat/completions", "messages"), ("completions", "prompt")))
+    body: dict[str, Any] = {"model": "tiny", "max_tokens": 3, own: HELLO if own == "messages" else "abc"}
+    for field in draw.sample((own, "max_tokens", "stream", *fields), draw.randrange(1, 3)):
+        body[field] = openapi_fuzz.anything(draw, 3)
+    return f"/v1/{path}", body
+
+
 def test_other_methods_and_headers(server: Server) -> None:
-    assert server.ask("/v1/chat/completions")[0] == 405
+    status, headers, _ = server.ask("/v1/chat/completions")
+    assert (status, headers["allow"]) == (405, "POST")
+    status, headers, _ = server.ask("/v1/models", {})
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
     assert server.ask("/v1/models/none")[0] == 404
     body = {"model": "tiny", "messages": HELLO, "max_tokens": 400, "ignore_eos": True}
     assert server.ask("/v1/chat/completions", body, {"X-Deadline-Ms": "soon"})[0] == 400
