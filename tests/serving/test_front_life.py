@@ -103,7 +103,7 @@ def test_trainer_serve_becomes_the_server_and_says_how_to_ask(front_folders: Pat
     try:
         assert process.stdout is not None
         first, second = process.stdout.readline(), process.stdout.readline()
-        assert first.startswith("serving digits ") and "8 golden requests" in first
+        assert first.startswith("serving digits ") and "golden requests: 8" in first
         assert "serving" in " ".join(psutil.Process(process.pid).cmdline())
         example = second.partition("try: ")[2]
         done = subprocess.run(["bash", "-c", example], capture_output=True, text=True, timeout=60)
